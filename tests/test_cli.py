@@ -22,7 +22,7 @@ COMMANDS = {
     "check": "WORDS --recipe --prompt --rows --name --images-from --image-column --caption-column"
     " --look-alikes/--no-look-alikes --out --json",
     "preview": "WORDS --rows --out",
-    "plan": "WORDS --memory --gpu --json",
+    "plan": "WORDS --memory --gpu --gpus --json",
     "train": "WORDS --resume --gpus",
     "predict": "SOURCE --adapter --model --prompt --both --images-from --image-column --caption-column --image-size"
     " --out --max-new-tokens --batch-size --temperature --top-p --seed --device",

@@ -4,6 +4,7 @@ Heavy imports wait for the command that needs them, so that `--help` answers at 
 """
 
 import json
+import os
 import signal
 import sys
 import warnings
@@ -19,7 +20,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.grammar import Commands, Request, complete_recipes, complete_words, parse_words
 from lorgnette.io.standard_streams import guard_standard_streams
 from lorgnette.planning.gpus import GPU_NAMES
-from lorgnette.report.console import Terminal, print_result
+from lorgnette.report.console import Terminal, is_silent_rank, print_result
 from lorgnette.startup import check_system
 from lorgnette.training.interrupt import StopSignals
 
@@ -199,11 +200,12 @@ def plan(
     words: Words = None,
     memory: Annotated[float | None, Option(min=1, help="a GPU with this memory in GiB; default: its own")] = None,
     gpu: Annotated[str | None, Option(help=f"this GPU only: {', '.join(GPU_NAMES)}; default: all")] = None,
+    gpus: Gpus = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict the steps, memory and time of `train`, and the settings with which it fits. Reads no weights."""
     settings = _load_settings(parse_words(words or []), "plan")
-    report = lorgnette.plan(settings, memory=memory, gpu=gpu, console=console if as_json else None)
+    report = lorgnette.plan(settings, memory=memory, gpu=gpu, gpus=gpus, console=console if as_json else None)
     if as_json:
         _print_json(report.as_dict())
 
@@ -452,10 +454,11 @@ def main() -> None:
         except (SystemExit, KeyboardInterrupt) as exit_:
             if isinstance(exit_, SystemExit) and exit_.code != EXIT_INTERRUPTED:
                 raise
-            Terminal(console).print("stopped")  # typer turns Ctrl-C into an exit without a message
+            if not is_silent_rank():
+                Terminal(console).print("stopped")  # typer turns Ctrl-C into an exit without a message
             sys.exit(128 + (stop.number or signal.SIGINT))
         except LorgnetteError as error:
-            Terminal(console).error(f"lorgnette: {error}")
+            _print_error(str(error))
             sys.exit(error.exit_status)
         except OSError as error:
             if error.errno is None:
@@ -463,5 +466,11 @@ def main() -> None:
             # Permission denied, a name that is too long, a full disk: the system's own message.
             where = error.filename or "a file"
             remedy = "check its path, its permissions and the disk"
-            Terminal(console).error(f"lorgnette: {error.strerror} · {where} · {remedy}")
+            _print_error(f"{error.strerror} · {where} · {remedy}")
             sys.exit(1)
+
+
+def _print_error(text: str) -> None:
+    """Of torchrun's processes one on each machine prints what is wrong with the command."""
+    if not is_silent_rank() or os.environ.get("LOCAL_RANK") == "0":
+        Terminal(console).error(f"lorgnette: {text}")

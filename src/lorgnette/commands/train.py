@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -19,7 +19,7 @@ from lorgnette.errors import UsageError
 from lorgnette.io.atomic import remove_folder, write_json, write_text
 from lorgnette.io.paths import join_sources, split_sources
 from lorgnette.metrics.own_metric import MetricFunction, check_own_metrics, resolve_metric_names
-from lorgnette.report.console import Terminal
+from lorgnette.report.console import Terminal, is_silent_rank
 from lorgnette.report.manifest import build_manifest
 from lorgnette.report.run import Run
 from lorgnette.report.run_dir import DATA_FOLDER, RunDir, find_free_path, is_written_rows
@@ -29,9 +29,13 @@ from lorgnette.resolve import portable_name, resolve_images_folder
 from lorgnette.startup import gc_paused, start_cuda_init
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.initial_adapter import build_manifest_entry, describe_seen_images, inherit_settings
-from lorgnette.training.launch import NumGpus, build_rank_terminal, count_ranks, start_ranks
+from lorgnette.training.launch import NumGpus, build_rank_terminal
+from lorgnette.training.ranks import Ranks, open_ranks
 from lorgnette.training.step_count import StepCount
 from lorgnette.training.user_callbacks import UserCallbacks
+
+if TYPE_CHECKING:
+    from lorgnette.distributed import World
 
 
 def train(
@@ -65,30 +69,30 @@ def train(
     Raises LorgnetteError or UsageError for what the user can mend, before weights are read where possible;
     KeyboardInterrupt after Ctrl-C, when the step is saved. `lorgnette.resume(run)` goes on with a stopped run.
     """
-    terminal, user_callbacks = Terminal(console), UserCallbacks(callbacks)
+    terminal, user_callbacks = Terminal(None if is_silent_rank() else console), UserCallbacks(callbacks)
     rows = data if is_rows(data) else None
     if metrics is not None:
         values["predict.metrics"] = resolve_metric_names(metrics)
     source = None if rows is not None else data
     chosen = build_settings(source, recipe=recipe, settings=settings, values=values, terminal=terminal)
-    num_ranks = count_ranks(gpus, chosen.device)
     if name and values.get("run") is not None:
         hint = "give name= for runs/NAME, or run= for the folder itself"
         raise UsageError("two names for the run's folder", where=f"name={name}, run={values['run']}", hint=hint)
     name = name or (Path(recipe).stem if recipe else _name_after_data(chosen))
-    timer = StageTimer(terminal)
-    if chosen.run is not None:
-        RunDir.check_is_free(chosen.run)
-    chosen = inherit_settings(chosen, terminal)
-    if rows is None:
-        start = _load(chosen, timer, terminal)  # before the folder is created
-        with _open_run(chosen, name, terminal) as run_dir:
-            _start(start, run_dir, user_callbacks, timer, terminal, num_ranks)
-    else:
-        with _open_run(chosen, name, terminal) as run_dir:
-            with timer("rows"):
-                chosen = _write_rows(rows, chosen, run_dir, terminal)
-            _start(_load(chosen, timer, terminal), run_dir, user_callbacks, timer, terminal, num_ranks)
+    with open_ranks(gpus, chosen.device, terminal) as ranks:
+        timer = StageTimer(terminal)
+        if chosen.run is not None and ranks.is_main:
+            RunDir.check_is_free(chosen.run)
+        chosen = inherit_settings(chosen, terminal)
+        if rows is None:
+            start = _load(chosen, timer, terminal, ranks)  # before the folder is created
+            with ranks.open_run(_open_run(chosen, name, terminal)) as run_dir:
+                _start(start, run_dir, user_callbacks, timer, terminal, ranks)
+        else:
+            with ranks.open_run(_open_run(chosen, name, terminal)) as run_dir:
+                with timer("rows"):
+                    chosen = ranks.broadcast(ranks.is_main and _write_rows(rows, chosen, run_dir, terminal))
+                _start(_load(chosen, timer, terminal, ranks), run_dir, user_callbacks, timer, terminal, ranks)
     return Run(run_dir.path)
 
 
@@ -101,21 +105,24 @@ class _LoadedRun:
     manifest: dict[str, Any]
 
 
-def _load(settings: Settings, timer: StageTimer, terminal: Terminal) -> _LoadedRun:
+def _load(settings: Settings, timer: StageTimer, terminal: Terminal, ranks: Ranks) -> _LoadedRun:
     with timer("data"):
         data = TrainingData.load(settings, terminal)
         settings = data.choose_metrics(settings, terminal)
-        references = [[e.example.reference] for e in data.held_out if e.example.reference]
+        references = [[row.reference] for row in data.held_out.conversations if row.reference]
         check_own_metrics(settings.predict.metrics, references)
-        hashes, image_hashes = data.hash_inputs(), data.hash_images()
+        hashes, image_hashes = data.hash_inputs(), data.hash_images() if ranks.is_main else {}
+        ranks.check_same(
+            {"settings": config.dump_settings(settings)} | {name: hashes[name] for name in ("examples", "weights")}
+        )
         adapter = build_manifest_entry(settings.adapter) if settings.adapter else None
-        examples = [encoded.example for encoded in data.examples]
+        examples = data.examples.conversations
         terminal.print(f"prompt     {describe_prompt(settings, examples)}")
         step_count = StepCount(len(examples), settings.train)
         terminal.print(f"steps      {step_count.describe()}")
         if step_count.warning:
             terminal.warn(step_count.warning)
-        if adapter and (note := describe_seen_images(adapter, data.select_held_out(image_hashes))):
+        if adapter and ranks.is_main and (note := describe_seen_images(adapter, data.select_held_out(image_hashes))):
             terminal.warn(note)
     manifest = build_manifest(
         seed=settings.seed, command=sys.argv, device=settings.device, hashes=hashes, image_hashes=image_hashes,
@@ -139,11 +146,12 @@ def _start(
     user_callbacks: UserCallbacks,
     timer: StageTimer,
     terminal: Terminal,
-    num_ranks: int,
+    ranks: Ranks,
 ) -> None:
-    write_json(run_dir.manifest, run.manifest)
-    write_text(run_dir.config, config.dump_settings(_make_absolute(run.settings, run_dir)))
-    _train(run.settings, run_dir, run.data, user_callbacks, timer, terminal, num_ranks)
+    if ranks.is_main:
+        write_json(run_dir.manifest, run.manifest)
+        write_text(run_dir.config, config.dump_settings(_make_absolute(run.settings, run_dir)))
+    _train(run.settings, run_dir, run.data, user_callbacks, timer, terminal, ranks)
 
 
 def _write_rows(rows: Any, settings: Settings, run_dir: RunDir, terminal: Terminal) -> Settings:
@@ -175,19 +183,18 @@ def resume(
     metrics: functions of the user that the run was started with; callbacks, gpus: as in `train`. Their number may be
     another than before.
     """
-    terminal, user_callbacks = Terminal(console), UserCallbacks(callbacks)
+    terminal, user_callbacks = Terminal(None if is_silent_rank() else console), UserCallbacks(callbacks)
     resolve_metric_names(metrics)
     timer = StageTimer(terminal)
     run_dir = RunDir.open_existing(Path(as_name(run)))
-    with run_dir.lock(terminal.warn) as locked:
-        settings = config.load_settings(config.read_recipe(run_dir.config), where=str(run_dir.config))
-        settings = _relocate(settings, run_dir)
-        num_ranks = count_ranks(gpus, settings.device)
+    settings = config.load_settings(config.read_recipe(run_dir.config), where=str(run_dir.config))
+    settings = _relocate(settings, run_dir)
+    with open_ranks(gpus, settings.device, terminal) as ranks, ranks.open_run(run_dir.lock(terminal.warn)) as locked:
         with timer("data"):
             data = TrainingData.load(settings, terminal)
             data.check_unchanged(run_dir.manifest)
             settings = data.choose_metrics(settings, terminal)
-        _train(settings, locked, data, user_callbacks, timer, terminal, num_ranks)
+        _train(settings, locked, data, user_callbacks, timer, terminal, ranks)
     return Run(run_dir.path)
 
 
@@ -207,7 +214,7 @@ def _train(
     user_callbacks: UserCallbacks,
     timer: StageTimer,
     terminal: Terminal,
-    num_ranks: int = 1,
+    ranks: Ranks,
 ) -> None:
     # What torch is not needed for: a tracker that is not installed is an error now.
     trackers = open_trackers(settings.report_to, settings.project, run_dir.path, terminal.warn)
@@ -217,28 +224,36 @@ def _train(
 
         register_facts_metric()
 
-    # CUDA starts on a thread while torch is imported; with several ranks, in each of them.
+    # CUDA starts on a thread while torch is imported; not in a process that is forked.
     with timer("imports"):
-        if num_ranks == 1 and settings.device != "cpu":
+        if ranks.num_to_start == 1 and settings.device != "cpu":
             start_cuda_init()
         with gc_paused():
-            from lorgnette.distributed import World
             from lorgnette.training.run import run_training
 
-    def run_rank(world: World) -> None:
+            if ranks.num_to_start > 1 and settings.device == "cpu":
+                _import_reference_engine(data.checkpoint.family.class_name)
+
+    def train_rank(world: "World", run_dir: RunDir) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of libraries, for their developers
             if world.is_main:
-                run_training(settings, shared, data, eval_processor, trackers, timer, terminal, user_callbacks, world)
+                run_training(settings, run_dir, data, eval_processor, trackers, timer, terminal, user_callbacks, world)
             else:
                 own = build_rank_terminal()
-                run_training(settings, shared, data, eval_processor, (), StageTimer(own), own, UserCallbacks(), world)
+                run_training(settings, run_dir, data, eval_processor, (), StageTimer(own), own, UserCallbacks(), world)
 
-    with run_dir.share_lock() as shared:
-        if num_ranks == 1:
-            run_rank(World())
-        else:
-            start_ranks(num_ranks, settings.device, run_dir.ranks, run_rank)
+    ranks.run(settings.device, run_dir, train_rank)
+
+
+def _import_reference_engine(class_name: str) -> None:
+    """Import what every rank would import, for seconds, after the fork. With GPUs these libraries may touch CUDA."""
+    import peft
+    import transformers
+
+    import lorgnette.engine.peft_engine  # noqa: F401
+
+    _ = peft.LoraConfig, getattr(transformers, class_name)
 
 
 def _make_absolute(settings: Settings, run_dir: RunDir) -> Settings:

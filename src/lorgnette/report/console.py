@@ -1,8 +1,9 @@
 """Lines and progress bars on the terminal. Knows nothing about the work they report."""
 
 import io
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Protocol, TextIO, cast
 
@@ -28,10 +29,13 @@ TransferCallback = Callable[[int, int], None]
 class Terminal:
     """Prints results, what the user asked for, to standard output and remarks to standard error.
 
-    console: takes both instead. In a notebook both go to the output of the cell.
+    console: takes both instead. In a notebook both go to the output of the cell. Of several processes that train
+    together only the first prints.
     """
 
     def __init__(self, console: Console | None = None) -> None:
+        if console is None and is_silent_rank():
+            console = Console(file=cast(TextIO, RemarkStream(None)))
         self._is_notebook = console is None and is_notebook()
         if self._is_notebook:  # one stream, without rich's HTML for each line
             console = Console(force_jupyter=False, force_terminal=True, color_system="standard")
@@ -115,6 +119,11 @@ class Terminal:
                 progress.update(task, advance=more_bytes, files=files)
 
             yield advance
+
+
+def is_silent_rank(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this is one of several processes of torchrun, and not the first."""
+    return int(environment.get("WORLD_SIZE", "1")) > 1 and int(environment.get("RANK", "0")) > 0
 
 
 def is_notebook() -> bool:

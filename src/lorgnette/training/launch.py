@@ -16,7 +16,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -141,10 +141,12 @@ class _RankJob:
     def run(self) -> None:
         """Never returns an error to the agent: it ends the process with 1, or 128 plus the signal's number."""
         end_with_parent()
-        rank, stop = int(os.environ["RANK"]), StopSignals()
-        if rank > 0:
-            _redirect_output(self.folder / f"rank-{rank}.log")
-        status = RankStatus(rank, self.table)
+        rank = int(os.environ["RANK"])
+        with redirect_output(self.folder / f"rank-{rank}.log" if rank > 0 else None):
+            self._run_watched(rank)
+
+    def _run_watched(self, rank: int) -> None:
+        status, stop = RankStatus(rank, self.table), StopSignals()
         say = Terminal().warn if rank == 0 else build_rank_terminal().warn
         try:
             with stop, watch_ranks(status, say):
@@ -237,10 +239,28 @@ def _log_agent(folder: Path) -> Iterator[None]:
         handler.close()
 
 
-def _redirect_output(path: Path) -> None:
-    """Append all that this process and its libraries print to the file."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for standard in (1, 2):
+@contextmanager
+def redirect_output(path: Path | None) -> Iterator[None]:
+    """Append all that this process and its libraries print in the block to the file. None: print it as ever."""
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = [os.dup(standard) for standard in (1, 2)]
+    _redirect(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), 1, 2)
+    try:
+        yield
+    finally:
+        for standard, descriptor in enumerate(before, start=1):
+            _redirect(descriptor, standard)
+
+
+def _redirect(descriptor: int, *standards: int) -> None:
+    """Let these standard streams write where the descriptor writes, which is closed."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, LorgnetteError):
+            stream.flush()
+    for standard in standards:
         os.dup2(descriptor, standard)
     os.close(descriptor)
 

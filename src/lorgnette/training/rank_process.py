@@ -215,7 +215,8 @@ def _send(number: int, pids: Sequence[int]) -> None:
 
 def end_with_parent() -> None:
     """Let the death of the process that started this one count as TERM, and no key of its terminal reach this one."""
-    os.setpgrp()
+    if os.getpgrp() != os.getpid():  # torchrun has done it
+        os.setpgrp()
     with suppress(ImportError):  # a private name; the watchdog looks too, once a second
         from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 
