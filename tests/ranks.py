@@ -11,6 +11,9 @@ from contextlib import closing
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import pytest
+import torch
+
 from lorgnette.distributed import World, join_world, leave_world
 
 SECONDS = 60.0
@@ -23,6 +26,8 @@ def run_ranks(function: Callable[..., Any], size: int, *args: Any, seconds: floa
     Raises an AssertionError with the traceback of a rank that fails, or if the ranks take longer than `seconds`. No
     process is left.
     """
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        pytest.skip("another test of this process has used CUDA, which a forked process cannot use any more")
     context, port = multiprocessing.get_context("fork"), _find_free_port()
     pipes = [context.Pipe(duplex=False) for _ in range(size)]
     processes = [
@@ -60,8 +65,6 @@ def run_ranks(function: Callable[..., Any], size: int, *args: Any, seconds: floa
 def _run_rank(
     function: Callable[..., Any], args: tuple[Any, ...], rank: int, size: int, port: int, writer: Connection
 ) -> None:
-    import torch
-
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size),
