@@ -152,6 +152,8 @@ SLOW = [
     "tests/training/test_data_module.py::test_no_row_disappears",
     "tests/training/test_data_module.py::test_changed_images",
     "tests/training/test_run.py",
+    "tests/features/test_image_features.py::test_ranks",
+    "tests/inference/test_answers.py::test_ranks",
     "tests/commands/test_train.py",
     "tests/commands/test_predict.py",
     "tests/commands/test_compare_candidates.py",

@@ -1,5 +1,6 @@
 """A frozen tower encodes each image once; an undecodable image is returned with its error."""
 
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from lorgnette.engine.loading import build_features
 from lorgnette.errors import LorgnetteError
 from lorgnette.features import decode_pool, disk_cache, image_features
 from lorgnette.features.cache_folder import count_images
-from lorgnette.features.disk_cache import FeatureDiskCache, open_disk_cache
+from lorgnette.features.disk_cache import FeatureDiskCache, open_disk_cache, open_exchange
 from lorgnette.features.image_features import Features, FeatureStorage, HfVisionTower, LazyTower
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.processing.image_processor import ImageProcessor
@@ -324,6 +325,31 @@ def test_ranks_without_a_common_disk_cache_make_all_features(
         assert rank["rows"] == alone["rows"]
         assert (rank["close"] is not None) == has_folder
     assert sum(rank["unshared"] for rank in ranks) == (len(grids) if has_folder else 0)
+
+
+def exchange_on_rank(
+    world: World, image_processor: ImageProcessor, grids: list[ImageGrid], folder: Path, machine_size: int
+) -> tuple[int, Any, Any, list[str]]:
+    """The ranks are of machines with machine_size ranks each; all have the same folder for temporary files."""
+    tempfile.tempdir = str(folder)
+    world = replace(world, local_rank=world.rank % machine_size, local_size=machine_size)
+    exchange = open_exchange(WIDTH, torch.float32, world)
+    features = Features(tower := RecordingTower(), image_processor, is_live=False, disk_cache=exchange)
+    features.prepare(grids, world=world)
+    world.barrier()
+    left = [path.name for path in folder.iterdir()]
+    return sum(map(len, tower.calls)), features.gather(grids).tolist(), features.close(), left
+
+
+def test_ranks_exchange_features_through_a_temporary_folder(
+    image_processor: ImageProcessor, grids: list[ImageGrid], tmp_path: Path
+) -> None:
+    """One a machine; each is deleted as soon as all have mapped it."""
+    alone = prepare_on_rank(World(), image_processor, grids, None)
+    results = run_ranks(exchange_on_rank, 4, image_processor, grids, tmp_path, 2)
+    assert sum(num_made for num_made, *_ in results) == 2 * len(grids)
+    assert all(num_made < len(grids) for num_made, *_ in results)
+    assert [others for _, *others in results] == [[alone["rows"], None, []]] * 4
 
 
 class ThreadWorld(World):

@@ -18,8 +18,10 @@ import json
 import mmap
 import os
 import shutil
+import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +31,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lorgnette.distributed import World
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.cache_folder import ENTRY, evict_oldest, get_features_folder, lock_file
 from lorgnette.io.atomic import open_no_follow
@@ -64,6 +67,19 @@ def open_disk_cache(
     return FeatureDiskCache(get_features_folder(), name, vision.feature_width, dtype)
 
 
+def open_exchange(width: int, dtype: torch.dtype, world: World) -> "FeatureDiskCache | None":
+    """A set through which the ranks of a machine exchange features once, in a temporary folder. Every rank calls it.
+
+    None if the folder cannot be written.
+    """
+    own = None
+    if world.is_local_main:
+        with suppress(OSError):
+            own = tempfile.mkdtemp(prefix="lorgnette-features-")
+    folder = world.gather_objects(own)[world.rank - world.local_rank]
+    return folder and FeatureDiskCache(Path(folder), "set", width, dtype, is_temporary=True)
+
+
 def hash_tower(checkpoint: BaseCheckpoint) -> str:
     """A hash of the vision tower's weights: names, shapes, dtypes and samples of each, whatever the files' layout.
 
@@ -91,9 +107,10 @@ def hash_image(grid: ImageGrid) -> bytes | None:
 class FeatureDiskCache:
     """One set of features: [rows, width] for each image."""
 
-    def __init__(self, root: Path, name: str, width: int, dtype: torch.dtype) -> None:
-        """Raises LorgnetteError if the folder cannot be created or opened."""
-        self._folder, self._width, self._dtype = root / name, width, dtype
+    def __init__(self, root: Path, name: str, width: int, dtype: torch.dtype, *, is_temporary: bool = False) -> None:
+        """Raises LorgnetteError if the folder cannot be created or opened. is_temporary: nobody opens it later."""
+        self.is_temporary = is_temporary
+        self._root, self._folder, self._width, self._dtype = root, root / name, width, dtype
         self._row_bytes = width * dtype.itemsize
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -175,6 +192,10 @@ class FeatureDiskCache:
             with open(path, "rb") as file:  # copy-on-write, because torch needs writable memory
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
+    def remove(self) -> None:
+        """Delete a temporary set, once all have it open. Tensors returned by `get` stay valid."""
+        shutil.rmtree(self._root, ignore_errors=True)
+
     def _append_rows(self, stored: Sequence["_StoredRows"], *, is_synced: bool) -> None:
         size = sum(rows.num_rows for rows in stored) * self._row_bytes
         with open(self._folder / "rows", "ab", opener=open_no_follow) as file:
@@ -216,6 +237,8 @@ class FeatureDiskCache:
 
     def _build_error(self, message: str) -> LorgnetteError:
         hint = "delete the folder above or set XDG_CACHE_HOME to another disk; the run continues without the cache"
+        if self.is_temporary:
+            hint = "set TMPDIR to another disk; the run continues without the folder"
         return LorgnetteError(f"disk cache of image features {message}", where=str(self._folder), hint=hint)
 
 

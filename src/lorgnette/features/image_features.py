@@ -337,6 +337,13 @@ class Features:
                 self._read_error = error
             stored = {images[i]: disk_cache.get(key, is_checked=True) for i, key in all_keys.items()}
             self._storage.map({grid: rows for grid, rows in stored.items() if rows is not None})
+        world.barrier()  # all have mapped what is in a temporary folder
+        if disk_cache is not None and disk_cache.is_temporary:
+            if world.is_local_main:
+                disk_cache.remove()
+            disk_cache.close()
+            self._disk_cache = None
+        elif disk_cache is not None:
             self._writes.append(self._writer.submit(disk_cache.sync))
         missing = [grid for grid in images if grid not in failed and grid not in self]
         self.num_unshared += len(missing)
