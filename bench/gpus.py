@@ -105,7 +105,8 @@ class Bench:
     def measure_job(self, limit: float) -> dict[str, Any]:
         """Seconds of the tutorial's training, on one GPU and on several in turns."""
         end, runs = time.monotonic() + limit, list[dict[str, Any]]()
-        words = ["train.max_steps=4", "predict.max_new_tokens=4"] if self.tiny else []
+        tiny = ["train.max_steps=6", "train.logging_steps=1", "predict.max_new_tokens=4"]
+        words = tiny if self.tiny else ["train.logging_steps=5"]
         for number in range(1 if self.tiny else NUM_JOBS):
             for count in (1, self.num_gpus):
                 words_of_run, environment = [*words, *self.choose_gpus(count)], self.open_environment()

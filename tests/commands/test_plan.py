@@ -276,12 +276,12 @@ def test_several_gpus_share_a_step(job: Callable[..., Settings], terminal_output
     assert few.time.steps_s == pytest.approx(alone.time.steps_s / few.parallel.speedup, rel=0.02)
     assert few.time.features_s == pytest.approx(alone.time.features_s / 4)
     printed = terminal_output.getvalue()
-    [enough] = re.findall(r"H100 +4 GPUs: 5\d\d tokens for each .* train.batch_size=(\d+), which is another", printed)
+    [enough] = re.findall(r"gain +H100: 4 GPUs with 5\d\d tokens each .*\n +they .* train.batch_size=(\d+), ", printed)
     assert "\n4 GPUs " in printed
     assert alone.parallel is None
     [many] = plan(job(f"train.batch_size={enough}"), gpu="H100", gpus="4", console=console).cards
     assert many.parallel.pays
-    assert "which is another" not in terminal_output.getvalue().removeprefix(printed)
+    assert "they are used well from" not in terminal_output.getvalue().removeprefix(printed)
 
 
 def test_layers_are_sharded_where_they_fit_no_card(job: Callable[..., Settings], terminal_output: io.StringIO) -> None:

@@ -1,5 +1,6 @@
 """The estimate is near what was measured on four GPUs; without its parts it is not."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -60,3 +61,20 @@ def test_from_how_many_tokens_on_it_pays() -> None:
     assert not estimate_parallel(workload, slow, 10**6, 4).pays, "the exchange alone takes longer"
     with pytest.raises(ValueError, match="is not known"):
         estimate_parallel(workload, Gpu("some GPU", 80.0, None), 1000, 2)
+
+
+def test_the_gain_in_words() -> None:
+    workload, gpu = build_workload("2B"), GPUS["H100"]
+    [line] = estimate_parallel(workload, gpu, TOKENS * 256, 4).describe(100.0, 256)
+    with_gain = (
+        "4 GPUs with 8960 tokens each in a step are 4.0 times as fast as one, which saves 74.7 s in all (estimated)"
+    )
+    assert line == with_gain
+    _, advice = estimate_parallel(workload, gpu, TOKENS * 16, 4).describe(2.0, 16)
+    assert re.search(
+        r"used well from 1\d\d\d tokens each on: train.batch_size=(\d\d), which is another training", advice
+    )
+    _, advice = estimate_parallel(workload, gpu, TOKENS, 4).describe(0.1, 1)
+    assert advice == "this model is too small to use them well"
+    _, advice = estimate_parallel(workload, replace(gpu, capability=(8, 9), tflops=1e6), 4000, 4).describe(2.0, 16)
+    assert advice == "the link between these GPUs is too slow for more"

@@ -377,7 +377,9 @@ def _describe_gain(plan: Plan, settings: Settings) -> Iterator[str]:
     for estimate in (*machine, *reversed(plan.cards)):
         if (parallel := estimate.parallel) and estimate.time:
             alone = estimate.time.steps_s * parallel.speedup
-            yield f"{estimate.gpu.name:<10} {parallel.describe(alone, settings.train.batch_size)}"
+            first, *rest = parallel.describe(alone, settings.train.batch_size)
+            yield f"gain       {estimate.gpu.name.partition(',')[0]}: {first}"
+            yield from (f"           {line}" for line in rest)
             return
 
 

@@ -22,6 +22,8 @@ PAYING_SHARE = 0.8
 """Of what a GPU does alone: with less, another GPU does not pay."""
 _LAYER_SECONDS, _LEAST_TOKENS = 0.46e-3, 460
 _MOST_TOKENS = 1 << 18
+_MOST_GROWTH = 16
+"""Of a step that is advised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +44,23 @@ class ParallelEstimate:
     def pays(self) -> bool:
         return self.paying_tokens is not None and self.tokens >= self.paying_tokens
 
-    def describe(self, seconds_alone: float, batch_size: int) -> str:
+    def describe(self, seconds_alone: float, batch_size: int) -> list[str]:
         """What they gain, and if they do not pay, with how many examples in a step they would.
 
         seconds_alone: of all steps on one GPU; batch_size: examples of a step.
         """
-        saved = seconds_alone * (1 - 1 / self.speedup)
-        text = f"{self.num_gpus} GPUs: {self.tokens} tokens for each in a step, {self.speedup:.1f} times as fast as one"
-        text += f" (estimated); all steps together take {format_duration(saved)} less"
+        saved = format_duration(seconds_alone * (1 - 1 / self.speedup)) if self.speedup > 1 else "0 s"
+        faster = f"{self.speedup:.1f} times as fast as one, which saves {saved} in all (estimated)"
+        lines = [f"{self.num_gpus} GPUs with {self.tokens} tokens each in a step are {faster}"]
         if self.pays:
-            return text
+            return lines
         if self.paying_tokens is None:
-            return f"{text}; their link is too slow to gain more"
+            return [*lines, "the link between these GPUs is too slow for more"]
         enough = math.ceil(batch_size * self.paying_tokens / self.tokens / self.num_gpus) * self.num_gpus
-        least = f"a GPU is used well from {self.paying_tokens} tokens on"
-        return f"{text}; {least}: train.batch_size={enough}, which is another training, of fewer and larger steps"
+        if enough > _MOST_GROWTH * batch_size:
+            return [*lines, "this model is too small to use them well"]
+        least = f"they are used well from {self.paying_tokens} tokens each on: train.batch_size={enough}"
+        return [*lines, f"{least}, which is another training, of fewer and larger steps"]
 
 
 def format_duration(seconds: float) -> str:
