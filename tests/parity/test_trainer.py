@@ -1,5 +1,6 @@
-"""Parity 4: 20 optimizer steps equal those of transformers' Trainer in every family, with the tutorial's end token, a
-learning rate that falls linearly to 0 and clipping at 1.0 (no dropout, to compare); in one with accumulation too."""
+"""Parity 4: optimizer steps equal those of transformers' Trainer in every family, with the tutorial's end token, a
+learning rate that falls linearly to 0 and clipping at 1.0 (no dropout, to compare): 20 steps with accumulation in one
+family, 8 in the others, whose steps differ by their gradients alone."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,8 @@ from lorgnette.training.sampler import BatchSampler, select_examples
 from lorgnette.training.trainer import Trainer
 from lorgnette.types import Encoded, Example
 
-NUM_STEPS, NUM_CONTROL_STEPS, SEED = 20, 5, 3
-SETTINGS = TrainSettings(epochs=20, batch_size=2, learning_rate=1e-4, max_steps=NUM_STEPS, max_tokens_per_microbatch=99)
+NUM_CONTROL_STEPS, SEED = 5, 3
+SETTINGS = TrainSettings(epochs=20, batch_size=4, learning_rate=1e-4, max_steps=20, max_tokens_per_microbatch=99)
 LORA = LoraSettings(rank=8, alpha=16, dropout=0.0)
 PROCESSOR = ProcessorSettings(image_size=(64, 96), eos_token="<|endoftext|>")
 FIRST = next(iter(FAMILIES))
@@ -48,7 +49,9 @@ class AdapterRecorder(TrainerCallback):
 
 
 def train_theirs(pair: Any, encoded: list[Encoded], settings: TrainSettings, folder: Path) -> Run:
-    order = [i for step in range(NUM_STEPS) for i in select_examples(step, len(encoded), settings.batch_size, SEED)]
+    assert settings.max_steps
+    steps = range(settings.max_steps)
+    order = [i for step in steps for i in select_examples(step, len(encoded), settings.batch_size, SEED)]
     arguments = TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=2,
         gradient_accumulation_steps=settings.batch_size // 2, learning_rate=1e-4,
@@ -99,7 +102,7 @@ def make(make_pair: Callable[..., Any], model_type: str, captions: list[Example]
 
 @pytest.fixture(scope="module")
 def settings(model_type: str) -> TrainSettings:
-    return SETTINGS.model_copy(update={"batch_size": 4}) if model_type == FIRST else SETTINGS
+    return SETTINGS if model_type == FIRST else SETTINGS.model_copy(update={"batch_size": 2, "max_steps": 8})
 
 
 @pytest.fixture(scope="module")
@@ -110,15 +113,21 @@ def reference(
     return train_theirs(*make(), settings, tmp_path_factory.mktemp("trainer"))
 
 
-def test_twenty_steps_equal_the_trainers(
-    make: Callable[[], tuple[Any, Any]], settings: TrainSettings, reference: Run
-) -> None:
+def test_steps_equal_the_trainers(make: Callable[[], tuple[Any, Any]], settings: TrainSettings, reference: Run) -> None:
     pair, encoded = make()
     initial = copy_adapter(pair.model)
-    adapter, losses = train_ours(pair, encoded, settings, NUM_STEPS)
+    assert settings.max_steps
+    adapter, losses = train_ours(pair, encoded, settings, settings.max_steps)
     assert losses == pytest.approx(reference[1], abs=1e-4)
     assert measure_distance(adapter, reference[0][-1]) < 1e-5
-    assert measure_distance(initial, reference[0][-1]) > 1e-3  # the steps changed it
+    assert measure_distance(initial, reference[0][-1]) > 3e-4  # the steps changed it
+
+
+@pytest.fixture(scope="module")
+def made(make: Callable[[], tuple[Any, Any]]) -> tuple[Any, list[Encoded], dict[str, Tensor]]:
+    """A pair for all controls, the encoded captions, and the adapter's start."""
+    pair, encoded = make()
+    return pair, encoded, copy_adapter(pair.model)
 
 
 @pytest.mark.parametrize("model_type", [FIRST], indirect=True)
@@ -130,12 +139,22 @@ def test_twenty_steps_equal_the_trainers(
         {"max_grad_norm": 0.05},
         {"batch_size": 2},
         {"warmup_steps": 2},
+        {},
     ],
     ids=str,
 )
 def test_another_setting_gives_another_adapter(
-    make: Callable[[], tuple[Any, Any]], settings: TrainSettings, reference: Run, changes: dict[str, Any]
+    made: tuple[Any, list[Encoded], dict[str, Tensor]],
+    settings: TrainSettings,
+    reference: Run,
+    changes: dict[str, Any],
 ) -> None:
-    """Negative controls: each setting that is equal in the comparison matters, after a few of the steps already."""
-    adapter, _ = train_ours(*make(), settings.model_copy(update=changes), NUM_CONTROL_STEPS)
-    assert measure_distance(adapter, reference[0][NUM_CONTROL_STEPS - 1]) > 3e-5
+    """Negative controls: each setting that is equal in the comparison matters, after a few of the steps already. That
+    without a change the adapter is the same shows that each control begins at the start."""
+    pair, encoded, start = made
+    for name, parameter in pair.model.named_parameters():
+        if name in start:
+            parameter.data.copy_(start[name])
+    adapter, _ = train_ours(pair, encoded, settings.model_copy(update=changes), NUM_CONTROL_STEPS)
+    distance = measure_distance(adapter, reference[0][NUM_CONTROL_STEPS - 1])
+    assert distance > 3e-5 if changes else distance < 1e-5
