@@ -87,6 +87,14 @@ def _explain_number_or_auto(value: Any, validate: ValidatorFunctionWrapHandler, 
         raise PydanticCustomError("number_or_auto", f"write a whole number of {least} or more, or auto") from None
 
 
+def _explain_flag_or_auto(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """The same for true, false and `auto`."""
+    try:
+        return validate(value)
+    except ValidationError:
+        raise PydanticCustomError("flag_or_auto", "write true, false or auto") from None
+
+
 _LEAST_NUMBERS = {"epochs": 1, "holdout": 0}
 _REASONS = {
     "bool_parsing": "write true or false",
@@ -205,6 +213,11 @@ class TrainSettings(Section):
         16384,
         le=2**24,
         description="maximum tokens per forward pass; a step is split into as many micro-batches as it needs",
+    )
+    fully_shard: Annotated[bool | Literal["auto"], WrapValidator(_explain_flag_or_auto)] = Field(
+        "auto",
+        description="with several GPUs: each holds a part of every layer of the language model, and the layer that "
+        "computes is gathered (FSDP); auto: if the model does not fit one GPU",
     )
     learning_rate: float = Field(2e-4, gt=0, allow_inf_nan=False, description="peak learning rate")
     lr_scheduler_type: Literal["auto", "linear", "cosine", "constant"] = Field(

@@ -44,9 +44,9 @@ def test_the_adapter_is_initialized_or_resumed(
     module = import_module("lorgnette.engine.open_for_training")
     load, capture = module.load_decoder, FastEngine.capture_ahead
 
-    def record_load(checkpoint: BaseCheckpoint, *rest: Any) -> Any:
+    def record_load(checkpoint: BaseCheckpoint, *rest: Any, **options: Any) -> Any:
         loads.append(checkpoint.folder)
-        return load(checkpoint, *rest)
+        return load(checkpoint, *rest, **options)
 
     def check_capture(self: FastEngine, batches: Any, pool_bytes: int) -> None:
         assert pool_bytes == 1000

@@ -98,3 +98,13 @@ def test_dropout_prevents_prefix_sharing_unless_grouped_by_image() -> None:
     assert not select_prefix_sharing(settings("lora.dropout=0.1"), "fast")
     assert select_prefix_sharing(settings("lora.dropout=0.1", "data.group_by_image=true"), "fast")
     assert not select_prefix_sharing(settings("lora.dropout=0"), "reference")
+
+
+def test_layers_that_cannot_be_cut_are_refused(hf_config: dict[str, Any]) -> None:
+    """Of train.fully_shard=auto they stay whole."""
+    for words, message in ((["quantization=nf4"], "NF4 weights"), (["engine=reference"], "in the reference engine")):
+        with pytest.raises(UsageError, match=f"{message}.* not cut .* train.fully_shard=true"):
+            select_engine(settings(*words, "train.fully_shard=true"), hf_config, on_gpu=True)
+        for choice in ("auto", "false"):
+            select_engine(settings(*words, f"train.fully_shard={choice}"), hf_config, on_gpu=True)
+    assert select_engine(settings("train.fully_shard=true"), hf_config, on_gpu=True) == ("fast", None)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import torch
 
 from lorgnette.config import LoraSettings
 from lorgnette.device import release_workspaces
+from lorgnette.distributed import World
 from lorgnette.engine.fast import FastEngine
 from lorgnette.engine.loading import NO_MODULES, allocate_decoder, load_decoder
 from lorgnette.features.image_features import Features
@@ -47,6 +49,7 @@ def open_for_training(
     group_by_image: bool,
     fit: MemoryFit,
     first_batches: Sequence[PackedBatch],
+    world: World = World(),
 ) -> PendingEngine:
     """Start loading a model that will be trained, and return at once.
 
@@ -64,7 +67,7 @@ def open_for_training(
     once (fit.is_loaded_in_turn), warm-ups, tower and decoder come one after the other.
 
     resume_from: the folder of a checkpoint or an adapter to start from. first_batches: micro-batches of the first
-    steps.
+    steps. world: the ranks over which the layers are cut, if the fit says so.
     """
     (text_config, vision_config), device = parse_configs(checkpoint.load_hf_config()), features.device
     shape, is_cuda = AdapterShape.from_settings(text_config, lora), device.type == "cuda"
@@ -94,14 +97,17 @@ def open_for_training(
     # Weights, on one thread: the tower's, then the decoder's.
     if lazy_tower is not None:
         lazy_tower.start_loading(load, warmups)
-    decoder = None if fit.is_loaded_in_turn else load.submit(load_decoder, checkpoint, shape, device, dtype)
+    read_decoder = partial(
+        load_decoder, checkpoint, shape, device, dtype, shard_over=world if fit.num_shards > 1 else None
+    )
+    decoder = None if fit.is_loaded_in_turn else load.submit(read_decoder)
 
     for pool in (load, init, warm_tower, warm_decoder):
         pool.shutdown(wait=False)
 
     def load_alone() -> Decoder:
         release_workspaces()  # the tower's
-        return load_decoder(checkpoint, shape, device, dtype)
+        return read_decoder()
 
     def wait_for_decoder() -> Decoder:
         for warmup in warmups:

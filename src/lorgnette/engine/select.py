@@ -17,14 +17,19 @@ def select_engine(
 
     on_gpu: None if nobody has looked yet; it then runs on one if the settings allow it. Raises UsageError for
     engine=fast if the fast engine cannot train this model; for NF4 if none can, or if the reference engine would and
-    bitsandbytes is not installed.
+    bitsandbytes is not installed; for train.fully_shard=true if the layers cannot be cut.
     """
     _check_experts(settings, hf_config)
     if on_gpu is None:
         on_gpu = settings.device in ("auto", "cuda")
     engine, reason = _select_engine(settings, hf_config, on_gpu)
-    if engine == "reference" and select_quantization(settings.quantization, hf_config):
+    has_nf4 = select_quantization(settings.quantization, hf_config) is not None
+    if engine == "reference" and has_nf4:
         require_bitsandbytes()
+    if settings.train.fully_shard is True and (has_nf4 or engine == "reference"):
+        what = "NF4 weights are" if has_nf4 else "a model in the reference engine is"
+        hint = "use train.fully_shard=auto" + ("" if has_nf4 else ", or engine=fast")
+        raise UsageError(f"{what} not cut over several GPUs", where="train.fully_shard=true", hint=hint)
     return engine, reason
 
 

@@ -139,22 +139,32 @@ class TrainingCallbacks:
 
 @dataclass(frozen=True)
 class SilentCallbacks:
-    """Those of the ranks other than 0: they write nothing, but answer their share and may be asked to stop."""
+    """Those of the ranks other than 0: they write nothing, but answer their share and may be asked to stop.
+
+    snapshot, get_total_steps: as of TrainingCallbacks. Where that copies the adapter, these take part.
+    """
 
     samples: SampleLogger
     interrupt: GracefulInterrupt
+    snapshot: AdapterSnapshot
+    get_total_steps: Callable[[], int]
 
     def on_evaluate(self, step: int, loss: float) -> float:
         """Answer this rank's share of the samples. The score is rank 0's."""
         self.samples.generate()
         return loss
 
+    def on_new_best(self, step: int) -> None:
+        if step != self.get_total_steps():
+            self.snapshot()
+
+    def on_save(self, step: int, state: dict[str, Any]) -> None:
+        self.snapshot()
+
     def should_stop(self) -> bool:
         return self.interrupt.is_requested
 
     def on_step_end(self, step: int, loss: float) -> None: ...
     def on_log(self, report: StepReport) -> None: ...
-    def on_new_best(self, step: int) -> None: ...
-    def on_save(self, step: int, state: dict[str, Any]) -> None: ...
     def on_skipped_step(self, step: int, loss_scale: float) -> None: ...
     def on_out_of_memory(self, step: int, max_tokens: int, rank: int) -> None: ...

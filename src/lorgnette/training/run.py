@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from lorgnette.config import Settings
 from lorgnette.device import get_gpu_name, measure_peak_gib, measure_reserved_gib, select_device, select_dtype
 from lorgnette.distributed import World
+from lorgnette.engine.base import Shards, run_on_main_rank
 from lorgnette.engine.loading import FastModel
 from lorgnette.inference.answers import AnswersInterrupted, answer_examples
 from lorgnette.inference.loading import LoadedModel, build_metadata, explain_out_of_memory
@@ -84,7 +86,9 @@ def run_training(
         model = _build_answering_model(setup, eval_processor, settings.adapter)
         selects_best = get_best_model_metric(settings) is not None
         metric = select_tracked_metric(settings)
-        samples = SampleLogger(model, held_out, metric, sampling, selects_best=selects_best, world=world)
+        samples = SampleLogger(
+            model, held_out, metric, sampling, selects_best=selects_best, world=world, shards=setup.engine.shards
+        )
         trainer = _build_trainer(setup, settings, checkpoint, device, terminal, world)
 
         try:
@@ -96,7 +100,7 @@ def run_training(
                     log.write({"kind": "skipped", "source": p.source, "row": p.row, "message": p.message})
 
                 # Take the steps that are left.
-                snapshot = _build_snapshot(setup, trainer, settings, metadata, sample)
+                snapshot = _build_snapshot(setup, trainer, settings, metadata, sample, world)
                 with (
                     timer("steps"),
                     terminal.show_progress("steps", trainer.total_steps, completed=trainer.step) as advance,
@@ -106,7 +110,8 @@ def run_training(
                         run_dir, terminal, log, trackers, snapshot, writer, samples, advance, interrupt,
                         lambda: trainer.total_steps, settings.train.logging_steps, user_callbacks, world,
                     )  # fmt: skip
-                    is_finished = trainer.train(callbacks if world.is_main else SilentCallbacks(samples, interrupt))
+                    silent = SilentCallbacks(samples, interrupt, snapshot, callbacks.get_total_steps)
+                    is_finished = trainer.train(callbacks if world.is_main else silent)
                 if is_finished:
                     can_learn = not explain_built_in_model(settings.model, data.references)
                     _report_end(trainer, log, terminal, can_learn=can_learn)
@@ -128,7 +133,9 @@ def run_training(
                 # Answer the held-out examples as before the training and with the adapter.
                 setup.release_memory()
                 with timer("answers"):
-                    rows = _answer_held_out(model, held_out, sampling, run_dir, terminal, metadata.origin, world)
+                    rows = _answer_held_out(
+                        model, held_out, sampling, run_dir, terminal, metadata.origin, world, setup.engine.shards
+                    )
             for tracker in trackers:
                 tracker.log_predictions(rows, trainer.step)
         finally:
@@ -247,11 +254,16 @@ def _answer_held_out(
     terminal: Terminal,
     origin: AdapterOrigin | None,
     world: World,
+    shards: Shards | None,
 ) -> list[PredictionRow]:
-    """Answer as before the training and with the adapter; write predictions.jsonl. origin: what the run continued."""
+    """Answer as before the training and with the adapter; write predictions.jsonl. origin: what the run continued.
+
+    The ranks share the prompts; with sharded layers rank 0 answers, and all take part.
+    """
     hint = f"lower predict.batch_size in {run_dir.config}, then: {run_dir.resume_command}"
     try:
-        rows = answer_examples(model, held_out, sampling, terminal, memory_hint=hint, world=world)
+        answer = partial(answer_examples, model, held_out, sampling, terminal, memory_hint=hint)
+        rows = answer(world=world) if shards is None else run_on_main_rank(world, shards, answer) or []
     except AnswersInterrupted:
         terminal.print(f"saved      the adapter; for the answers and the report: {run_dir.resume_command}")
         raise
@@ -278,17 +290,22 @@ def _build_answering_model(setup: TrainingSetup, processor: Processor, initial_a
 
 
 def _build_snapshot(
-    setup: TrainingSetup, trainer: Trainer, settings: Settings, metadata: AdapterMetadata, sample: Encoded
+    setup: TrainingSetup, trainer: Trainer, settings: Settings, metadata: AdapterMetadata, sample: Encoded, world: World
 ) -> AdapterSnapshot:
-    """Copies the adapter and the loss of the reference sample; both are written later."""
+    """Copies the adapter and the loss of the reference sample; both are written later.
+
+    All ranks call it, but the first alone writes: the others take part in the pass if the layers are sharded.
+    """
     checkpoint, processor = setup.data.checkpoint, setup.data.processor
 
     def snapshot() -> Callable[[Path], None]:
-        state = setup.copy_adapter()
-        recorded = record_sample(setup.engine, sample, processor, metadata.prompt)
+        state = setup.copy_adapter() if world.is_main else {}
+        record = partial(record_sample, setup.engine, sample, processor, metadata.prompt)
+        recorded = run_on_main_rank(world, setup.engine.shards, record)
         described = metadata.model_copy(update={"step": trainer.step})
 
         def write(folder: Path) -> None:
+            assert recorded is not None
             write_adapter(folder, state, checkpoint.family, settings.lora, described)
             recorded.save(folder)
 

@@ -17,9 +17,10 @@ from lorgnette.engine.base import Engine
 from lorgnette.engine.open_for_training import open_for_training
 from lorgnette.engine.select import select_engine, select_prefix_sharing
 from lorgnette.errors import LorgnetteError
-from lorgnette.features.disk_cache import open_disk_cache
+from lorgnette.features.disk_cache import FeatureDiskCache, open_disk_cache, open_exchange
 from lorgnette.features.image_features import Features
 from lorgnette.lora.peft_files import SavedAdapter
+from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.registry import has_known_sizes, parse_configs
 from lorgnette.planning.memory import (
     GIB,
@@ -30,6 +31,7 @@ from lorgnette.planning.memory import (
     compute_left_bytes,
     find_fit,
 )
+from lorgnette.processing.image_processor import ImageProcessor
 from lorgnette.report.console import ProgressCallback, Terminal
 from lorgnette.report.stage_timer import StageTimer
 from lorgnette.training.batch_stats import count_steps
@@ -107,22 +109,26 @@ def build_training(
     sampler = BatchSampler(data.examples, settings.train, settings.seed, group_by_image=settings.data.group_by_image)
     kept_tokens = read_max_tokens(resume_from) if resume_from else None
     in_dtype = settings.model_copy(update={"dtype": f"{dtype}".removeprefix("torch.")})
-    fit_memory = partial(fit_to_memory, in_dtype, data, sampler, engine, device, terminal, kept_tokens)
+    fit_memory = partial(fit_to_memory, in_dtype, data, sampler, engine, device, terminal, kept_tokens, world=world)
     fit = fit_memory()
     if engine == "reference":
         max_tokens = fit.max_tokens
-        return _build_reference(settings, data, device, dtype, resume_from, compute_image_features, max_tokens, timer)
+        return _build_reference(
+            settings, data, device, dtype, resume_from, compute_image_features, max_tokens, timer, world
+        )
+
+    if fit.num_shards > 1:
+        text = f"each of {fit.num_shards} GPUs holds a part of every layer, and gathers the one that computes"
+        terminal.print(f"layers     {text}")
 
     # Pack the first steps: they determine the CUDA graphs to capture.
     prefix_sharing = select_prefix_sharing(settings, "fast")
-    first_batches = sampler.first_steps(NUM_EXAMPLES_AHEAD, fit.max_tokens, prefix_sharing=prefix_sharing)
+    pack_first = partial(sampler.first_steps, prefix_sharing=prefix_sharing, num_ranks=world.size)
+    first_batches = pack_first(NUM_EXAMPLES_AHEAD, fit.max_tokens)
 
     # Start everything on threads: optimizer kernels, weights, adapter, image decoding.
-    disk_cache, image_processor = None, data.processor.image_processor
-    try:
-        disk_cache = open_disk_cache(data.checkpoint, image_processor, device, dtype)
-    except LorgnetteError as error:
-        terminal.warn(f"image features are not cached on disk: {error}")
+    image_processor = data.processor.image_processor
+    disk_cache = _open_disk_cache(data.checkpoint, image_processor, device, dtype, world, terminal)
     features = loading.build_features(data.checkpoint, image_processor, device, dtype, disk_cache)
     _, vision = parse_configs(data.checkpoint.load_hf_config())
     extra_tokens = sum(grid.num_tokens for grid in extra_grids)
@@ -133,7 +139,7 @@ def build_training(
     pending = open_for_training(
         data.checkpoint, settings.lora, features, dtype, seed=settings.seed,
         resume_from=resume_from or settings.adapter, group_by_image=settings.data.group_by_image,
-        fit=fit, first_batches=first_batches,
+        fit=fit, first_batches=first_batches, world=world,
     )  # fmt: skip
     features.start_decoding(grids, world)
 
@@ -144,23 +150,45 @@ def build_training(
     if num_damaged := sum(world.gather_objects(disk_cache.num_damaged if disk_cache else 0)):
         terminal.warn(f"features of {num_damaged} images were damaged on disk, and are computed again")
 
+    if features.num_unshared:
+        text = f"each GPU makes the features of {features.num_unshared} images of the others again"
+        terminal.warn(f"{text}: the disk cache does not take them")
+
     # The optimizer's kernels must be loaded before a graph is captured. The device may still compute features.
     with timer("engine"):
         optimizer_warmup.result()
         decoder = pending.wait_for_decoder()
         refit = fit_memory(loaded=fit)
         if refit.max_tokens < fit.max_tokens:
-            first_batches = sampler.first_steps(NUM_EXAMPLES_AHEAD, refit.max_tokens, prefix_sharing=prefix_sharing)
+            first_batches = pack_first(NUM_EXAMPLES_AHEAD, refit.max_tokens)
         fast = pending.build_engine(decoder, refit, first_batches)
         _synchronize(device)
     model = loading.FastModel(fast.decoder, fast.adapter, features)
+    copy_adapter, load_adapter, release, max_tokens = (
+        fast.adapter.copy_to_cpu, fast.load_adapter, fast.drop_graphs, refit.max_tokens
+    )  # fmt: skip
+    return TrainingSetup(fast, model, copy_adapter, load_adapter, release, features, usable_data, max_tokens)
 
-    def load_adapter(state: Mapping[str, torch.Tensor]) -> None:
-        fast.adapter.load_state_dict(state)
-        fast.sync_weights()
 
-    copy_adapter, max_tokens = fast.adapter.copy_to_cpu, refit.max_tokens
-    return TrainingSetup(fast, model, copy_adapter, load_adapter, fast.drop_graphs, features, usable_data, max_tokens)
+def _open_disk_cache(
+    checkpoint: BaseCheckpoint,
+    image_processor: ImageProcessor,
+    device: torch.device,
+    dtype: torch.dtype,
+    world: World,
+    terminal: Terminal,
+) -> FeatureDiskCache | None:
+    """The set of features on disk, or None. If a rank cannot open it, all exchange features in a temporary folder."""
+    disk_cache = None
+    try:
+        disk_cache = open_disk_cache(checkpoint, image_processor, device, dtype)
+    except LorgnetteError as error:
+        terminal.warn(f"image features are not cached on disk: {error}")
+    if world.size == 1 or all(world.gather_objects(disk_cache is not None)):
+        return disk_cache
+    if disk_cache is not None:
+        disk_cache.close()
+    return open_exchange(parse_configs(checkpoint.load_hf_config())[1].feature_width, dtype, world)
 
 
 def limit_progress(advance: ProgressCallback, total: int) -> ProgressCallback:
@@ -185,6 +213,7 @@ def _build_reference(
     compute_image_features: Callable[[Features], TrainingData],
     max_tokens: int,
     timer: StageTimer,
+    world: World,
 ) -> TrainingSetup:
     with timer("transformers"):
         from lorgnette.engine import peft_engine
@@ -193,7 +222,10 @@ def _build_reference(
     with timer("weights"):
         base = peft_engine.load_base_model(data.checkpoint, device, dtype)
     is_live = set(settings.lora.parts) != {"language"}  # a trained tower or merger computes new features every step
-    features = Features(HfVisionTower(base), data.processor.image_processor, is_live=is_live)
+    tower, exchange, hf_config = HfVisionTower(base), None, data.checkpoint.load_hf_config()
+    if world.size > 1 and not is_live and has_known_sizes(hf_config):
+        exchange = open_exchange(parse_configs(hf_config)[1].feature_width, tower.dtype, world)
+    features = Features(tower, data.processor.image_processor, is_live=is_live, disk_cache=exchange)
     data = compute_image_features(features)
     with timer("adapter"):
         _synchronize(device)
@@ -219,15 +251,16 @@ def fit_to_memory(
     terminal: Terminal,
     kept_tokens: int | None = None,
     loaded: MemoryFit | None = None,
+    world: World = World(),
 ) -> MemoryFit:
     """The micro-batch size and the number of recomputed layers that the memory model predicts to fit.
 
     kept_tokens: of the micro-batches of the run that is resumed. They stay as large, whatever memory is free: others
     draw other dropout masks and round otherwise. loaded: the fit with which weights and features were loaded. It is
     kept if it still fits, now that kernels are there too. Nothing is reduced if everything fits. If nothing does, the
-    smallest is tried, and may run out of memory.
+    smallest is tried, and may run out of memory. Either all ranks of the world cut the layers, or none does.
     """
-    longest = max(len(encoded.input_ids) for encoded in [*data.examples, *data.held_out])
+    longest = max(int(part.sizes.lengths.max(initial=0)) for part in (data.examples, data.held_out))
     max_tokens, least = max(settings.train.max_tokens_per_microbatch, longest), longest
     if kept_tokens is not None:
         max_tokens = min(kept_tokens, max_tokens)
@@ -236,7 +269,9 @@ def fit_to_memory(
         settings = settings.model_copy(update={"train": train})
     config = data.checkpoint.load_hf_config()
     if device.type != "cuda" or not has_known_sizes(config):
-        return loaded or MemoryFit(max_tokens, 0, 0)
+        return loaded or MemoryFit(
+            max_tokens, 0, 0, num_shards=_select_num_shards(settings, engine, world, lambda: True)
+        )
     if loaded is None:
         free = compute_free_bytes(torch.cuda.mem_get_info(device)[0], has_context=True)
     else:
@@ -244,24 +279,46 @@ def fit_to_memory(
         if loaded.peak_bytes <= free:
             return loaded
     prefix_sharing = select_prefix_sharing(settings, engine)
-    steps = count_steps(sampler, settings.train.max_tokens_per_microbatch, prefix_sharing=prefix_sharing)
+    max_tokens_set = settings.train.max_tokens_per_microbatch
+    steps = count_steps(sampler, max_tokens_set, prefix_sharing=prefix_sharing, num_ranks=world.size)
     workload = Workload.from_settings(settings, config, engine, steps.largest_microbatch, data.held_out, data.grids)
+
+    def fits_whole() -> bool:
+        return workload.nf4_values > 0 or find_fit(workload, least, free) is not None
+
+    num_shards = loaded.num_shards if loaded else _select_num_shards(settings, engine, world, fits_whole)
+    workload = replace(workload, num_shards=num_shards)
     fit = find_fit(workload, least, free, loaded)
     if fit is None:
         # The smallest, which may fit all the same: memory is then taken as it is needed.
         layers = workload.text.num_layers if engine == "fast" else 0
-        fit = MemoryFit(least, layers, free, is_loaded_in_turn=True)
+        fit = MemoryFit(least, layers, free, is_loaded_in_turn=True, num_shards=num_shards)
     if kept_tokens is not None:
         fit = replace(fit, max_tokens=max_tokens)
     if loaded is not None and (fit.max_tokens, fit.recompute_layers) == (loaded.max_tokens, loaded.recompute_layers):
         return fit
     if fit.recompute_layers == 0 and fit.max_tokens >= workload.max_tokens:
         return replace(fit, max_tokens=max_tokens)
-    line = f"memory     {free / GIB:.1f} GiB free: micro-batches of at most {fit.max_tokens} tokens"
-    if fit.recompute_layers:
-        line += f", {fit.recompute_layers} of {workload.text.num_layers} layers recomputed"
-    terminal.print(line)
+    terminal.print(f"memory     {free / GIB:.1f} GiB free: {_describe_fit(fit, workload)}")
     return fit
+
+
+def _describe_fit(fit: MemoryFit, workload: Workload) -> str:
+    text = f"micro-batches of at most {fit.max_tokens} tokens"
+    if fit.recompute_layers:
+        text += f", {fit.recompute_layers} of {workload.text.num_layers} layers recomputed"
+    return text
+
+
+def _select_num_shards(settings: Settings, engine: EngineName, world: World, fits_whole: Callable[[], bool]) -> int:
+    """Over how many ranks the layers are cut: all, or 1, which is not at all. The same on every rank.
+
+    fits_whole: whether this rank can hold all of every layer.
+    """
+    choice = settings.train.fully_shard
+    if world.size == 1 or engine == "reference" or choice is False:
+        return 1
+    return 1 if choice == "auto" and all(world.gather_objects(fits_whole())) else world.size
 
 
 def _synchronize(device: torch.device) -> None:
