@@ -105,7 +105,7 @@ class Bench:
     def measure_job(self, limit: float) -> dict[str, Any]:
         """Seconds of the tutorial's training, on one GPU and on several in turns."""
         end, runs = time.monotonic() + limit, list[dict[str, Any]]()
-        tiny = ["train.max_steps=6", "train.logging_steps=1", "predict.max_new_tokens=4"]
+        tiny = ["train.max_steps=6", "train.batch_size=2", "train.logging_steps=1", "predict.max_new_tokens=4"]
         words = tiny if self.tiny else ["train.logging_steps=5"]
         for number in range(1 if self.tiny else NUM_JOBS):
             for count in (1, self.num_gpus):

@@ -28,6 +28,7 @@ from lorgnette.report.trackers.tracker import open_trackers
 from lorgnette.resolve import portable_name, resolve_images_folder
 from lorgnette.startup import gc_paused, start_cuda_init
 from lorgnette.training.data_module import TrainingData
+from lorgnette.training.gpu_gain import describe_gain
 from lorgnette.training.initial_adapter import build_manifest_entry, describe_seen_images, inherit_settings
 from lorgnette.training.launch import NumGpus, build_rank_terminal
 from lorgnette.training.ranks import Ranks, open_ranks
@@ -122,6 +123,8 @@ def _load(settings: Settings, timer: StageTimer, terminal: Terminal, ranks: Rank
         terminal.print(f"steps      {step_count.describe()}")
         if step_count.warning:
             terminal.warn(step_count.warning)
+        for title, line in zip(("gain", ""), describe_gain(settings, data, ranks.num_to_start), strict=False):
+            terminal.print(f"{title:<10} {line}")
         if adapter and ranks.is_main and (note := describe_seen_images(adapter, data.select_held_out(image_hashes))):
             terminal.warn(note)
     manifest = build_manifest(
