@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from lorgnette.rank_status import Outcome, RankStatus, allocate_table, find_cause
+from lorgnette.rank_status import Outcome, RankStatus, StalledRankError, allocate_table, find_cause
 from lorgnette.training import rank_process
 from lorgnette.training.rank_process import Watchdog, find_speaker, watch_ranks
 
@@ -128,6 +128,14 @@ def test_a_rank_that_another_one_keeps_waiting_for_ever_ends(monkeypatch: pytest
     with pytest.raises(EndOfProcess):
         ranks.watchdog._check_cause()
     assert ranks.statuses[0].row["outcome"] == Outcome.VICTIM
+
+
+def test_a_rank_that_hangs_ends_itself_when_the_others_say_so() -> None:
+    """Its main thread does not look at signals; torch's agent would wait half a minute."""
+    ranks = Ranks(2)
+    ranks.statuses[1].record_error(StalledRankError(0, "no progress for 600 s", "see its output"))
+    with pytest.raises(EndOfProcess):
+        ranks.watchdog._check_cause()
 
 
 def test_the_death_of_the_parent_is_a_stop_signal(monkeypatch: pytest.MonkeyPatch) -> None:

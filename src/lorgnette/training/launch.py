@@ -61,7 +61,7 @@ def count_ranks(gpus: NumGpus, device: str) -> int:
         return int(gpus)
     if device in ("cpu", "mps"):
         hint = "write the number of processes, such as gpus=2" if device == "cpu" else "leave gpus out"
-        raise UsageError(f"device={device} has no several GPUs", where=where, hint=hint)
+        raise UsageError(f"device={device} is not several GPUs", where=where, hint=hint)
     found = len(find_gpus())
     if found == 0 or (gpus != "all" and int(gpus) > found):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -94,8 +94,7 @@ def start_ranks(size: int, device: str, folder: Path, train: Callable[["World"],
     from torch.distributed.launcher.api import elastic_launch
 
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        message, hint = "CUDA is in use in this process", "restart it, or run `lorgnette train` in a terminal"
-        raise UsageError(message, where=f"gpus={size}", hint=hint)
+        raise _build_cuda_error(size)
     device_type = "cpu" if device == "cpu" else "cuda"
     folder.mkdir(exist_ok=True)
     store = TCPStore(_LOOPBACK, 0, is_master=True, multi_tenant=True)
@@ -168,12 +167,21 @@ class _RankJob:
         from lorgnette.distributed import join_world, leave_world
 
         if self.device_type == "cuda":
+            if torch.cuda._is_in_bad_fork():
+                raise _build_cuda_error(status.size)
             select_card()
         if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])))
+            torch.set_num_threads(max(1, torch.get_num_threads() // status.size))
+        if sys.platform == "linux":
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # whatever the host's name resolves to
         world = join_world(self.device_type, status)
         self.train(world)
         leave_world(world)
+
+
+def _build_cuda_error(size: int) -> UsageError:
+    hint = "restart it, or run `lorgnette train` in a terminal"
+    return UsageError("CUDA is in use in this process, so it cannot start others", where=f"gpus={size}", hint=hint)
 
 
 def build_rank_terminal() -> Terminal:
@@ -275,11 +283,11 @@ def _raise_interrupt(number: int) -> None:
 
 def _save_error(folder: Path, error: BaseException) -> None:
     """Keep an exception of the first rank, which calls the user's callbacks. Those for the user are in the table."""
-    if isinstance(error, LorgnetteError):
+    if isinstance(error, LorgnetteError | OSError):
         return
     error.add_note("".join(traceback.format_exception(error)))
     try:
-        content = pickle.dumps((error, getattr(error, "__notes__", [])))
+        content = pickle.dumps((error, error.__notes__))
     except Exception:  # a user's exception may refuse in any way
         content = pickle.dumps((RuntimeError("".join(traceback.format_exception(error))), []))
     (folder / _ERROR_FILE).write_bytes(content)
@@ -290,8 +298,7 @@ def _load_error(folder: Path, cause: RankError) -> BaseException:
     path = folder / _ERROR_FILE
     if cause.rank == 0 and path.exists():
         error, notes = pickle.loads(path.read_bytes())  # noqa: S301 - this run wrote it
-        for note in notes:
-            error.add_note(note)
+        error.__notes__ = notes  # which some classes lose
         path.unlink()
         loaded: BaseException = error
         return loaded

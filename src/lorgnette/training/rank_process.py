@@ -99,12 +99,15 @@ class Watchdog:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _check_cause(self) -> None:
-        """End this process some time after another one failed: its exchange may never return."""
+        """End this process some time after another one failed: its exchange may never return.
+
+        At once if the others say that this one hangs.
+        """
         cause = find_cause(self._status.table)
-        if cause is None or cause.rank == self._status.rank:
+        if cause is None or self._status.row["outcome"] != Outcome.RUNNING:
             return
         self._cause_since = self._cause_since or time.monotonic()
-        if time.monotonic() - self._cause_since >= LEAVE_SECONDS:
+        if cause.rank == self._status.rank or time.monotonic() - self._cause_since >= LEAVE_SECONDS:
             self._end(VictimError(cause))
 
     def _check_progress(self) -> None:
