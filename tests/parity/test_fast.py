@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lorgnette.config import LoraSettings, ProcessorSettings, TrainSettings
+from lorgnette.distributed import TAIL
 from lorgnette.engine.fast import FastEngine
 from lorgnette.engine.loading import load_decoder
 from lorgnette.features.image_features import Features, HfVisionTower
@@ -21,6 +22,7 @@ from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.processing.dropout_keys import derive_step_key
 from lorgnette.processing.packing import pack, split_into_microbatches
 from lorgnette.training.optimizer import Optimizer
+from lorgnette.training.step_counts import LOSS, RankCounts
 from lorgnette.types import Encoded, Example, PackedBatch
 
 TOLERANCE = 1e-5
@@ -249,7 +251,9 @@ class TestOnAGpu:
             for step in range(4):
                 torch.cuda.set_sync_debug_mode("error" if step == 3 else "default")
                 loss = torch.stack([engine.backward(batch) for batch in batches]).sum()
-                optimizer.step(loss, 1e-4)
+                tail = engine.flat_grad[-TAIL:]
+                RankCounts(1, 2, 0.5, is_stopping=False, is_out_of_memory=False).write(tail, loss, 0)
+                optimizer.step(tail[LOSS], 1e-4)
                 engine.sync_weights()
         finally:
             torch.cuda.set_sync_debug_mode("default")
