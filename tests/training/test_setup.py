@@ -1,7 +1,9 @@
 """The model of a training on a CPU, by either engine: the same losses."""
 
 import io
+import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,16 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from lorgnette.config import Settings, TrainSettings
+from lorgnette.config import ProcessorSettings, Settings, TrainSettings
+from lorgnette.distributed import World
 from lorgnette.engine.fast import FastEngine
 from lorgnette.engine.peft_engine import ReferenceEngine
 from lorgnette.errors import UsageError
 from lorgnette.lora.peft_files import WEIGHTS_FILE
+from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.planning.memory import GIB, MemoryFit
 from lorgnette.processing.dropout_keys import derive_step_key
+from lorgnette.processing.image_processor import ImageProcessor
 from lorgnette.processing.packing import split_into_microbatches
 from lorgnette.report import run_log
 from lorgnette.report.console import Terminal
@@ -28,6 +33,7 @@ from lorgnette.training.optimizer import Optimizer
 from lorgnette.training.sampler import BatchSampler
 from lorgnette.training.setup import TrainingSetup, limit_progress
 from lorgnette.training.trainer import MAX_TOKENS
+from tests.ranks import run_ranks
 
 PrepareRun = Callable[..., Any]
 
@@ -127,6 +133,25 @@ def test_damaged_features_are_computed_again(
             rows.write_bytes(bytes(64) + content[64:])
     torch.testing.assert_close(features[0], features[1])  # in a call of one image, which rounds otherwise
     assert torch.equal(features[1], features[2])
+
+
+def open_cache_on_rank(world: World, tiny: Path, folder: Path, num_usable: int) -> tuple[bool | None, str]:
+    """Whether the rank's cache is temporary, and what it says. The first `num_usable` ranks can write to theirs."""
+    os.environ["XDG_CACHE_HOME"] = str(folder if world.rank < num_usable else tiny / "config.json")
+    tempfile.tempdir = str(folder)
+    image_processor = ImageProcessor.from_folder(tiny, ProcessorSettings(image_size=None))
+    terminal = Terminal(Console(file=(output := io.StringIO()), width=200))
+    checkpoint, cpu = BaseCheckpoint.from_folder(tiny), torch.device("cpu")
+    cache = setup._open_disk_cache(checkpoint, image_processor, cpu, torch.float32, world, terminal)
+    return cache and cache.is_temporary, output.getvalue()
+
+
+def test_all_ranks_have_one_disk_cache_or_exchange_features_without(tiny: Path, tmp_path: Path) -> None:
+    assert run_ranks(open_cache_on_rank, 2, tiny, tmp_path, 2) == [(False, "")] * 2
+    (first, _), (second, warning) = run_ranks(open_cache_on_rank, 2, tiny, tmp_path, 1)
+    assert first is second is True
+    assert "image features are not cached on disk: " in warning
+    assert run_ranks(open_cache_on_rank, 1, tiny, tmp_path, 0)[0][0] is None
 
 
 @pytest.mark.parametrize("engine", ["fast", "reference"])
