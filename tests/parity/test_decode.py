@@ -99,6 +99,12 @@ def to_pairs(predictions: Any) -> list[tuple[str, bool]]:
     return [(p.text, p.is_complete) for p in predictions]
 
 
+@pytest.mark.parametrize(
+    ("options", "adapter"),
+    [*((options, "tuned") for options in FAMILIES), (FAMILIES[0], None), (FAMILIES[2], None)],
+    ids=[*(f"{name}-tuned" for name in IDS), f"{IDS[0]}-base", f"{IDS[2]}-base"],
+    indirect=True,
+)  # Qwen2.5-VL's decoder is Qwen2-VL's
 def test_greedy_answers_equal_transformers(
     pair: Any,
     generator: Generator,
@@ -107,7 +113,7 @@ def test_greedy_answers_equal_transformers(
     adapter: str | None,
     options: dict[str, Any],
 ) -> None:
-    for batch_size in [4] if options else [1, 4, 32]:
+    for batch_size in [4] if options or adapter is None else [1, 4, 32]:
         sampling = replace(SAMPLING, batch_size=batch_size)
         answers = decode.generate_answers(generator, pair.processor, examples, sampling, adapter=adapter)
         assert to_pairs(answers) == expected
