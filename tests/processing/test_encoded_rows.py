@@ -112,7 +112,7 @@ def test_an_index_behind_the_end_is_an_error() -> None:
 def test_a_row_takes_300_bytes_and_its_labels() -> None:
     """Captions of images with 280 x 280 pixels: 30 tokens of text, 12 of them labels, and 100 of the image."""
     grids = [ImageGrid(Image(Path(f"{i}.jpg")), 1, 20, 20, 2) for i in range(40)]
-    runs = [[(15, False), grid, (3, False), (12, True)] for grid in grids for _ in range(5)]
+    runs: list[Runs] = [[(15, False), grid, (3, False), (12, True)] for grid in grids for _ in range(5)]
     rows = [row for row in map(build_row, range(200), runs) for _ in range(50)]
     tracemalloc.start()
     packed = pack_rows(rows)

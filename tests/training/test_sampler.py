@@ -177,10 +177,36 @@ def test_the_ranks_shares_are_the_step(encoded: list[Encoded], num_ranks: int, g
                 assert not own & others
 
 
+@pytest.mark.parametrize("group_by_image", [False, True])
+def test_the_ranks_have_about_as_many_tokens(encoded: list[Encoded], group_by_image: bool) -> None:
+    """Steps of all ten captions: no rank computes more than the mean plus the largest piece."""
+    settings = SETTINGS.model_copy(update={"batch_size": 10})
+    sampler, options = BatchSampler(encoded, settings, 7, group_by_image=group_by_image), {"prefix_sharing": True}
+    for num_ranks in (1, 2, 3):
+        trees = sampler.build_trees(0, 60, num_ranks=num_ranks, **options)
+        batches = [sampler.pack_step(0, 60, rank=rank, num_ranks=num_ranks, **options) for rank in range(num_ranks)]
+        tokens = [sum(len(batch.input_ids) for batch in own) for own in batches]
+        assert [[tree.num_tokens for tree in own] for own in trees] == [
+            [len(batch.input_ids) for batch in own] for own in batches
+        ]
+        size = 2 if group_by_image else 1
+        largest = max(sampler._count_tokens([*range(i, i + size)], True) for i in range(0, 10, size))
+        assert max(tokens) <= sum(tokens) / num_ranks + largest
+    if group_by_image:  # an image and its prompt count once
+        pieces = [sampler._count_tokens([i, i + 1], True) for i in range(0, 10, 2)]
+        whole = [sum(sampler.sizes.used_lengths[i : i + 2]) for i in range(0, 10, 2)]
+        shared = sampler.sizes.shared_lengths[::2]
+        assert pieces == [int(length - image) for length, image in zip(whole, shared, strict=True)]
+        assert shared.min() > 4
+
+
 def test_the_first_steps_are_those_that_training_takes(encoded: list[Encoded]) -> None:
     sampler = BatchSampler(encoded, SETTINGS, 7, group_by_image=False)
     first = sampler.first_steps(1, 10**6, prefix_sharing=False)
     packed = sampler.pack_step(0, 10**6, prefix_sharing=False)
     assert [batch.examples for batch in first] == [batch.examples for batch in packed]
     assert len(sampler.first_steps(9, 10**6, prefix_sharing=False)) == 2
+    ranks = sampler.first_steps(9, 10**6, prefix_sharing=False, num_ranks=3)
+    assert len(ranks) == 6  # two steps of three ranks
+    assert sum(len(batch.examples) for batch in ranks) == 8
     assert len(sampler.first_steps(10**6, 10**6, prefix_sharing=False)) == sampler.total_steps
