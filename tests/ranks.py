@@ -1,4 +1,4 @@
-"""Runs a function in several processes that train together, over gloo on loopback."""
+"""Runs a function in several processes that train together, over gloo on loopback, or on GPUs over NCCL."""
 
 import multiprocessing
 import os
@@ -15,23 +15,29 @@ import pytest
 import torch
 
 from lorgnette.distributed import World, join_world, leave_world
+from lorgnette.training.launch import select_card
 
 SECONDS = 60.0
 """For all ranks together; a test that hangs fails."""
 
 
-def run_ranks(function: Callable[..., Any], size: int, *args: Any, seconds: float = SECONDS) -> list[Any]:
+def run_ranks(
+    function: Callable[..., Any], size: int, *args: Any, seconds: float = SECONDS, device_type: str = "cpu"
+) -> list[Any]:
     """`function(world, *args)` in `size` forked processes; their results, which can be pickled, by rank.
 
-    Raises an AssertionError with the traceback of a rank that fails, or if the ranks take longer than `seconds`. No
-    process is left.
+    device_type: with `cuda` each sees a GPU of its own, and tensors on it are exchanged over NCCL. Raises an
+    AssertionError with the traceback of a rank that fails, or if the ranks take longer than `seconds`. No process is
+    left.
     """
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         pytest.skip("another test of this process has used CUDA, which a forked process cannot use any more")
     context, port = multiprocessing.get_context("fork"), _find_free_port()
     pipes = [context.Pipe(duplex=False) for _ in range(size)]
     processes = [
-        context.Process(target=_run_rank, args=(function, args, rank, size, port, pipes[rank][1]), daemon=True)
+        context.Process(
+            target=_run_rank, args=(function, args, rank, size, port, device_type, pipes[rank][1]), daemon=True
+        )
         for rank in range(size)
     ]
     for process in processes:
@@ -63,16 +69,24 @@ def run_ranks(function: Callable[..., Any], size: int, *args: Any, seconds: floa
 
 
 def _run_rank(
-    function: Callable[..., Any], args: tuple[Any, ...], rank: int, size: int, port: int, writer: Connection
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    rank: int,
+    size: int,
+    port: int,
+    device_type: str,
+    writer: Connection,
 ) -> None:
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
     }  # fmt: skip
+    if device_type == "cuda":
+        select_card()
     os.chdir(tempfile.mkdtemp(prefix=f"rank-{rank}-"))
     try:
-        world = join_world("cpu") if size > 1 else World()
+        world = join_world(device_type) if size > 1 else World()
         result = True, function(world, *args)
         leave_world(world)
     except BaseException:
