@@ -328,6 +328,7 @@ class Features:
         for rank_errors, keys in world.gather_objects((own_errors, own_keys)):
             all_errors = rank_errors | all_errors  # of the lowest rank
             all_keys |= keys
+        self._keys.clear()
         failed = {images[i]: all_errors[i] for i in sorted(all_errors)}
 
         if disk_cache is not None:
@@ -335,7 +336,8 @@ class Features:
                 disk_cache.refresh()
             except LorgnetteError as error:  # this rank makes all images
                 self._read_error = error
-            stored = {images[i]: disk_cache.get(key, is_checked=True) for i, key in all_keys.items()}
+            is_checked = world.size == world.local_size  # not over the network, if machines share the folder
+            stored = {images[i]: disk_cache.get(key, is_checked=is_checked) for i, key in all_keys.items()}
             self._storage.map({grid: rows for grid, rows in stored.items() if rows is not None})
         world.barrier()  # all have mapped what is in a temporary folder
         if disk_cache is not None and disk_cache.is_temporary:
