@@ -60,8 +60,11 @@ class Inputs:
     @property
     def trainer(self) -> dict[str, Any]:
         """For transformers' TrainingArguments. max_steps: -1 for the epochs of the job."""
-        own = {"per_device_train_batch_size": self.batch_size // int(os.environ.get("WORLD_SIZE", "1"))}
-        return TRAINER | own | {"max_steps": self.max_steps}
+        num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+        own = {"per_device_train_batch_size": self.batch_size // num_processes, "max_steps": self.max_steps}
+        if num_processes > 1:
+            own["ddp_find_unused_parameters"] = False  # all are used, and to look for others takes time
+        return TRAINER | own
 
     @property
     def lora(self) -> dict[str, Any]:

@@ -236,13 +236,16 @@ def test_the_plan_of_the_tutorial(job: Callable[..., Settings], console: Console
     assert result.layouts.grouped_by_image < 0.3 * result.layouts.packed  # five captions a photograph
 
 
-def test_the_figures_of_the_guide_equal_the_plan(job: Callable[..., Settings], terminal_output: io.StringIO) -> None:
-    plan(job(), console=Console(file=terminal_output, width=500))
+@pytest.mark.parametrize(("page", "begin", "gpus"), [("will-it-fit", "examples ", 1), ("many-gpus", "4 GPUs ", 4)])
+def test_the_figures_of_a_guide_equal_the_plan(
+    job: Callable[..., Settings], terminal_output: io.StringIO, page: str, begin: str, gpus: int
+) -> None:
+    plan(job(), gpus=gpus, console=Console(file=terminal_output, width=500))
     printed = [line.rstrip() for line in terminal_output.getvalue().splitlines()]
-    guide = Path(__file__).parents[2] / "docs" / "guides" / "will-it-fit.md"
-    [block] = [text for text in guide.read_text(encoding="utf-8").split("```") if text.startswith("\nexamples ")]
+    guide = Path(__file__).parents[2] / "docs" / "guides" / f"{page}.md"
+    [block] = [text for text in guide.read_text(encoding="utf-8").split("```") if text.startswith(f"\n{begin}")]
     lines = [line for line in block.strip().splitlines() if line.strip() != "…"]
-    assert len(lines) > 12
+    assert len(lines) > 4
     assert [line for line in lines if line not in printed] == []
 
 
