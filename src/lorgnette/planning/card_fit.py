@@ -36,8 +36,10 @@ def list_variants(
     """
     longest = max(length for length, _ in examples)
     variants, words = [Variant((), workload, longest)], list[str]()
-    if num_gpus > 1 and not workload.nf4_values:
-        variants.append(Variant((), replace(workload, num_shards=num_gpus), longest))
+    choice = settings.train.fully_shard
+    if num_gpus > 1 and choice is not False and not workload.nf4_values and workload.engine == "fast":
+        sharded = Variant((), replace(workload, num_shards=num_gpus), longest)
+        variants = [sharded] if choice is True else [*variants, sharded]
     if not workload.nf4_values and not workload.text.experts:
         nf4 = settings.model_copy(update={"quantization": "nf4"})
         values, size = measure_nf4(workload.text, nf4, hf_config)
