@@ -26,8 +26,10 @@ test-fast: .venv/.dev
 	$(TEST) -m "not slow" $(addprefix --ignore tests/,e2e fuzz kills parity tools)
 
 # A short training recovers from every state of the disk before, in and after each of its file-system calls: some minutes.
+# Then one of three ranks in which everything goes wrong that can.
 test-kills: .venv/.dev
-	folder=$$(mktemp -d) && OMP_NUM_THREADS=1 $(BIN)/python tests/kills/kill_points.py --jobs $$(nproc) $$folder; \
+	folder=$$(mktemp -d) && OMP_NUM_THREADS=1 $(BIN)/python tests/kills/kill_points.py --jobs $$(nproc) $$folder/points && \
+	  OMP_NUM_THREADS=1 $(BIN)/python tests/kills/rank_faults.py --table --resume $$folder/ranks; \
 	  status=$$?; rm -rf $$folder; exit $$status
 
 # 1,800 damaged or hostile files: data, models, adapters, runs. `make test` has a sample of them.

@@ -122,7 +122,8 @@ def test_a_victim_says_what_it_knows_of_the_cause() -> None:
 def test_a_rank_that_hangs_is_named_by_those_that_wait() -> None:
     ranks = make_ranks()
     ranks[2].start_step(4)
-    ranks[0].record_error(StalledRankError(2, "no progress for 600 s", "see its output"))
+    for status in ranks:
+        status.record_error(StalledRankError(2, "no progress for 600 s", "see its output"))
     cause = require_cause(ranks[1])
     assert (cause.rank, str(cause)) == (
         2,

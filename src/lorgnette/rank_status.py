@@ -173,13 +173,14 @@ def find_cause(table: NDArray[Any], exit_codes: Mapping[int, int] | None = None)
     exit_codes: of the ranks that their agent saw end, by rank; below 0 the signal. Without them a rank of this machine
     whose process is gone counts as one.
     """
-    # What a rank says of its own failure. What all say alike is of none alone.
+    # What a rank says of its own failure, or of one that hangs. What all say alike of themselves is of none alone.
     ranks, outcomes = range(len(table)), table["outcome"]
     failed = sorted((rank for rank in ranks if outcomes[rank] == Outcome.FAILED), key=lambda rank: table["time"][rank])
     if failed:
         row = table[failed[0]]
         alike = [rank for rank in failed if table["message"][rank] == row["message"]]
-        return _read_error(table, min(alike), names_rank=len(alike) < len(table))
+        is_of_all = len(alike) == len(table) and all(table["cause"][rank] == rank for rank in alike)
+        return _read_error(table, min(alike), names_rank=not is_of_all)
 
     # A process that is gone without a word.
     for rank in ranks:

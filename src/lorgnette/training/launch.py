@@ -158,7 +158,8 @@ class _RankJob:
             if rank == 0:
                 _save_error(self.folder, error)
             elif not isinstance(error, LorgnetteError):
-                traceback.print_exc()
+                with (self.folder / f"rank-{rank}.log").open("a", encoding="utf-8") as log:
+                    traceback.print_exc(file=log)
         leave_process(exit_status)
 
     def _train(self, status: RankStatus) -> None:

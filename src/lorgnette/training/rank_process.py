@@ -51,7 +51,9 @@ class Watchdog:
     """
 
     def __init__(self, status: RankStatus, say: Callable[[str], None], store: "Store | None" = None) -> None:
-        self._status, self._say, self._store = status, say, store
+        self._status, self._say = status, say
+        # A connection of its own: the other one may wait long.
+        self._store = store and store.clone()  # type: ignore[attr-defined]
         self._keys = [f"rank_status/{rank}" for rank in range(status.size)]
         self._parent = os.getppid()
         self._beats, self._seen = np.full(status.size, -1), np.full(status.size, time.monotonic())
@@ -113,13 +115,13 @@ class Watchdog:
     def _check_progress(self) -> None:
         """Say, and later end, that ranks wait for one that makes no progress."""
         # Without beats the whole process stands still, or its machine is gone.
-        table, now = self._status.table, time.monotonic()
+        table, now = self._status.table.copy(), time.monotonic()
         has_beat = table["num_beats"] != self._beats
         self._beats, self._seen = table["num_beats"].copy(), np.where(has_beat, now, self._seen)
         idle = np.maximum(table["seconds"], now - self._seen)
         is_running = table["outcome"] == Outcome.RUNNING
         waits = is_running & table["is_waiting"] & (now - self._seen < SAID_SECONDS)
-        if not waits.any():
+        if not waits.any() or find_cause(table):
             return
         others = np.flatnonzero(is_running & ~waits)
         stalled = [rank for rank in others if idle[rank] >= SAID_SECONDS]

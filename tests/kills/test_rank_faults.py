@@ -1,0 +1,164 @@
+"""A run of several ranks ends with one message and leaves no process, whatever happens to a rank or to the command.
+
+The ranks here exchange one vector a step, as those of a training do. `make test-kills` breaks a whole training in each
+of these ways; one of them is tried here.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorgnette.distributed import World
+from lorgnette.errors import LorgnetteError
+from lorgnette.rank_status import RankStatus
+from lorgnette.training import rank_process
+from lorgnette.training.interrupt import GracefulInterrupt, StopSignals
+from lorgnette.training.launch import build_rank_terminal, start_ranks
+
+PROGRAM = Path(__file__).with_name("rank_faults.py")
+FAULT_STEP = 3
+Fault = Callable[[RankStatus], object]
+
+
+def raise_error(status: RankStatus) -> None:
+    raise LorgnetteError("cannot decode the image", where="a.jpg", hint="replace it")
+
+
+def raise_defect(status: RankStatus) -> None:
+    raise ValueError("row 17")
+
+
+def kill_self(status: RankStatus) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang(status: RankStatus) -> None:
+    time.sleep(100)
+
+
+def signal_parent(number: int) -> Fault:
+    return lambda status: os.kill(os.getppid(), number)
+
+
+def signal_self(number: int) -> Fault:
+    return lambda status: os.kill(os.getpid(), number)
+
+
+def train_until_stopped(fault: Fault, folder: Path) -> Callable[[World], None]:
+    """A loop as the trainer's: rank 1 has a fault in step 3; a signal to one rank stops all after the same step."""
+
+    def train(world: World) -> None:
+        (folder / f"pid-{world.rank}").write_text(str(os.getpid()))
+        with GracefulInterrupt(build_rank_terminal(), world.status) as interrupt:
+            for step in range(1, 1000):
+                world.status.start_step(step)
+                if world.rank == 1 and step == FAULT_STEP:
+                    with world.status.phase("images"):
+                        fault(world.status)
+                vector = torch.tensor([float(interrupt.is_requested)])
+                world.all_reduce(vector)
+                if vector.item():
+                    numbers = [number for number in world.gather_objects(interrupt.number) if number]
+                    time.sleep(0.2 if world.rank == 0 else 0.0)
+                    (folder / f"saved-{world.rank}-{step}").touch()
+                    interrupt.number = numbers[0]
+                    interrupt.stop()
+                time.sleep(0.01)
+
+    return train
+
+
+def run_with(fault: Fault, folder: Path, size: int = 3) -> None:
+    try:
+        start_ranks(size, "cpu", folder / "ranks", train_until_stopped(fault, folder))
+    finally:
+        for rank in range(size):
+            with pytest.raises(ProcessLookupError):
+                os.kill(int((folder / f"pid-{rank}").read_text()), 0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (raise_error, r"^cannot decode the image · a.jpg · rank 1 of 3 on \S+ in step 3: images · replace it$"),
+        (raise_defect, r"^ValueError: row 17 · rank 1 of 3 on \S+ in step 3: images · see its output: \S+rank-1.log$"),
+        (kill_self, r"^a process was ended by SIGKILL · rank 1 of 3 on \S+ in step 3: images · the system"),
+    ],
+)
+def test_the_message_names_the_rank_that_failed(
+    fault: Fault, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(LorgnetteError, match=message):
+        run_with(fault, tmp_path)
+    assert capfd.readouterr() == ("", "")
+    assert ("ValueError: row 17" in (tmp_path / "ranks" / "rank-1.log").read_text()) == (fault is raise_defect)
+
+
+def test_a_rank_that_hangs_is_named_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_process, "PERIOD", 0.05)
+    monkeypatch.setattr(rank_process, "SAID_SECONDS", 0.5)
+    monkeypatch.setattr(rank_process, "LIMIT_SECONDS", 1.5)
+    begin = time.monotonic()
+    with pytest.raises(LorgnetteError, match=r"^no progress for 2 s · rank 1 of 3 on \S+ in step 3: images · the chec"):
+        run_with(hang, tmp_path)
+    assert time.monotonic() - begin < 20
+
+
+@pytest.mark.parametrize(
+    ("fault", "number"),
+    [
+        (signal_parent(signal.SIGINT), signal.SIGINT),
+        (signal_parent(signal.SIGTERM), signal.SIGTERM),
+        (signal_self(signal.SIGTERM), signal.SIGTERM),
+    ],
+    ids=["ctrl-c", "term", "term-to-a-rank"],
+)
+def test_a_signal_stops_all_ranks_after_one_step(fault: Fault, number: int, tmp_path: Path) -> None:
+    with StopSignals() as stop:
+        with pytest.raises(KeyboardInterrupt):
+            run_with(fault, tmp_path)
+        assert stop.number == number
+    saved = sorted(path.name for path in tmp_path.glob("saved-*"))
+    assert len(saved) == 3
+    assert len({name.rpartition("-")[2] for name in saved}) == 1
+
+
+def test_ranks_whose_command_is_killed_save_and_end(tmp_path: Path) -> None:
+    command = os.fork()
+    if not command:
+        start_ranks(2, "cpu", tmp_path / "ranks", train_until_stopped(signal_parent(signal.SIGKILL), tmp_path))
+    assert os.WTERMSIG(os.waitpid(command, 0)[1]) == signal.SIGKILL
+    end = time.monotonic() + 20
+    pids = [int((tmp_path / f"pid-{rank}").read_text()) for rank in range(2)]
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    saved = sorted(path.name for path in tmp_path.glob("saved-*"))
+    assert [name.rpartition("-")[0] for name in saved] == ["saved-0", "saved-1"]
+    assert len({name.rpartition("-")[2] for name in saved}) == 1
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process exists and is no zombie: nobody may wait for an orphan here."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_training_of_which_a_rank_is_killed(fork_command: Callable[..., list[str]], tmp_path: Path) -> None:
+    command = fork_command(PROGRAM, tmp_path, "kill", "--ranks", 2)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    result = json.loads(done.stdout)["kill"]
+    assert (result["status"], result["left"], result["checkpoints"]) == (1, [], ["step-000002", "step-000004"])
+    errors = [line for line in result["printed"] if line.startswith("lorgnette: ")]
+    assert [error.split(" · ")[0] for error in errors] == ["lorgnette: a process was ended by SIGKILL"]
+    assert "rank 1 of 2 on" in errors[0]
+    assert "in step 5" in errors[0]
