@@ -138,10 +138,9 @@ def _is(*values: Any) -> Callable[[Any], bool]:
 
 _RECOMPUTE = "layers are recomputed only where the memory is short"
 _KERNELS = "the engine chooses its kernels"
-_ONE_GPU = "training runs on one GPU"
+_GPUS = "gpus=4 of the command is all that several GPUs need"
 _NF4 = "quantization=nf4 is NF4"
 _PLAIN_LORA = "plain LoRA, of one rank and one learning rate, is what is trained"
-_FITS = "remove it; `lorgnette plan` says whether the run fits"
 # fmt: off
 TABLE: tuple[Synonym, ...] = tuple(chain(
     # Model and data.
@@ -243,7 +242,7 @@ TABLE: tuple[Synonym, ...] = tuple(chain(
                   "images are read on threads"),
     _need_nothing("S", "lazy_tokenize load_from_cache_file", "images are read when they are needed"),
     _need_nothing("S", "dataset_shuffle train_dataloader_shuffle", "every epoch has a new order", bool),
-    _need_nothing("TS", "ddp_timeout ddp_backend ddp_find_unused_parameters local_rank", _ONE_GPU),
+    _need_nothing("TS", "ddp_timeout ddp_backend ddp_find_unused_parameters local_rank", _GPUS),
     _need_nothing("TL", "log_level disable_tqdm logging_dir plot_loss include_num_input_tokens_seen",
                   "log.jsonl and report.html have the losses, tokens and memory"),
     _need_nothing("TL", "trust_remote_code", "no code of a model is run"),
@@ -296,7 +295,8 @@ TABLE: tuple[Synonym, ...] = tuple(chain(
     _refuse("LU", "cutoff_len max_seq_length max_seq_len model_max_length",
             "it cuts longer examples, and no example is ever cut here",
             "remove it, or write max_length=N: a longer example is then a broken row", "max_length"),
-    _refuse("T", "deepspeed fsdp fsdp_config parallelism_config", _ONE_GPU, _FITS, off=("",)),
+    _refuse("T", "deepspeed fsdp fsdp_config parallelism_config", _GPUS,
+            "remove it; train.fully_shard=auto cuts a model that does not fit one over all of them", off=("",)),
     _refuse("LSU", "load_in_8bit load_in_fp8 fp8", EIGHT_BITS, WRITE_NF4, "quantization"),
     _refuse("RLS", "packing neat_packing packing_length eval_packing",
             "it changes how many examples a step has; here it is train.batch_size, always packed without padding"),
@@ -313,7 +313,7 @@ TABLE: tuple[Synonym, ...] = tuple(chain(
             "freeze_parameters freeze_parameters_regex freeze_parameters_ratio trainable_parameters "
             "trainable_parameters_regex lora_dtype reft_layers lisa_activated_layers", _PLAIN_LORA),
     _refuse("S", "loss_scale", "every token of an answer has the same weight", off=("default",)),
-    _refuse("S", "sequence_parallel_size zero_hpz_partition_size deepspeed_autotp_size", _ONE_GPU, off=(1,)),
+    _refuse("S", "sequence_parallel_size zero_hpz_partition_size deepspeed_autotp_size", _GPUS, off=(1,)),
     _refuse("LS", "rope_scaling resize_vocab add_tokens add_special_tokens new_special_tokens mixture_of_depths "
             "shift_attn", "the model is not changed"),
     _refuse("T", "bf16_full_eval fp16_full_eval", "evaluation has the precision of training"),
