@@ -17,9 +17,13 @@ WORDS = ["a red car", "two dogs on a couch", "a man with a hat", "snow", "a plat
 @pytest.fixture
 def captions(tmp_path: Path) -> Path:
     """A CSV of 16 rows and 8 images, each of one color."""
+    return write_captions(tmp_path)
+
+
+def write_captions(folder: Path) -> Path:
     for i, color in enumerate(COLORS):
-        PIL.Image.new("RGB", (90, 70), color).save(tmp_path / f"{i}.png")
-    path = tmp_path / "captions.csv"
+        PIL.Image.new("RGB", (90, 70), color).save(folder / f"{i}.png")
+    path = folder / "captions.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["image_path", "caption"])
