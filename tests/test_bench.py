@@ -9,13 +9,16 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from ranks import run_ranks
 
 from lorgnette import __version__, recipes
 from lorgnette.config import LoraSettings, ProcessorSettings
+from lorgnette.distributed import World
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.io.parse import read_tensor_entries
 from lorgnette.models.base_checkpoint import BaseCheckpoint
@@ -325,6 +328,34 @@ def test_the_benchmarks_run_on_a_tiny_model(load: Callable[[str], ModuleType], t
     figures = answers.measure(generator, processor, examples, SamplingParams(max_new_tokens=3, batch_size=3), True, 1e9)
     assert figures["step_ms"] > 0
     json.dumps(figures)
+
+
+def test_several_gpus_are_compared_with_one(load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of the trainer in two ranks, whole and sharded; their ratios."""
+    gpus, gpu_steps, name = load("gpus"), load("gpu_steps"), "Qwen2-VL-2B"
+    monkeypatch.setattr(gpu_steps, "NUM_WARMUP_STEPS", 1)
+    monkeypatch.setattr(gpu_steps, "NUM_STEPS", 2)
+    load("job").make_images(tmp_path, 4)
+    load("nf4").make_job(tmp_path, name, tiny=True)
+
+    def measure(world: World) -> list[dict[str, Any]]:
+        options = [{"samples": 2}, {"tokens": 140, "is_sharded": True}]
+        return [gpu_steps.measure(tmp_path / name, world, **words) for words in options]
+
+    [whole, sharded], _ = run_ranks(measure, 2)
+    assert (whole["gpus"], whole["samples"], whole["steps"]) == (2, 2, 2)
+    assert whole["ms_per_step"] > 0
+    assert whole["all_reduce_ms"] > 0
+    assert sharded["samples"] == 2
+    assert sharded["loss"] == pytest.approx(whole["loss"], rel=0.1)
+    made = [
+        whole | {"gpus": 1, "ms_per_step": 30.0}, whole | {"ms_per_step": 20.0},
+        sharded | {"ms_per_step": 21.0, "tokens_per_gpu": 140},
+    ]  # fmt: skip
+    assert gpus.compare_steps(made) == {
+        "speedups": {"Qwen2-VL-2B, 2 samples, 2 GPUs": 1.5},
+        "sharded_slower_percent": {"Qwen2-VL-2B, 140 tokens for each GPU": pytest.approx(5.0)},
+    }
 
 
 def test_few_images_are_drawn_and_their_runs_counted(load, tmp_path: Path, monkeypatch, capsys) -> None:
