@@ -208,7 +208,7 @@ def fork_command() -> Callable[..., list[str]]:
 
 @pytest.fixture
 def forked_peft_worker(monkeypatch: pytest.MonkeyPatch, fork_command: Callable[..., list[str]]) -> None:
-    """The process of plain transformers + peft is forked from one that has imported them."""
+    """The process of plain transformers + peft is forked from one that has imported them, and writes short answers."""
     from lorgnette.verification import peft_check
 
     def run(command: list[str], **options: Any) -> "subprocess.CompletedProcess[str]":
@@ -216,6 +216,7 @@ def forked_peft_worker(monkeypatch: pytest.MonkeyPatch, fork_command: Callable[.
         return subprocess.run(fork_command(*command[2:], plain=True), **options)  # noqa: PLW1510
 
     monkeypatch.setattr(peft_check, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(peft_check, "MAX_NEW_TOKENS", 8)
 
 
 @pytest.fixture(scope="session")
