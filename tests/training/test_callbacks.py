@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from lorgnette.distributed import World
 from lorgnette.errors import UsageError
 from lorgnette.io.async_writer import AsyncWriter
 from lorgnette.report import run_log
@@ -18,7 +19,7 @@ from lorgnette.report.console import Terminal
 from lorgnette.report.run_dir import RunDir
 from lorgnette.report.run_log import RunLog
 from lorgnette.report.trackers.tracker import GuardedTracker
-from lorgnette.training.callbacks import TrainingCallbacks
+from lorgnette.training.callbacks import SilentCallbacks, TrainingCallbacks
 from lorgnette.training.checkpoint import find_latest_checkpoint, load_checkpoint
 from lorgnette.training.eval_samples import Samples
 from lorgnette.training.interrupt import GracefulInterrupt
@@ -195,3 +196,51 @@ def test_ctrl_c_stops_the_trainer(build_callbacks: Any) -> None:
     with callbacks.interrupt:
         os.kill(os.getpid(), signal.SIGINT)
     assert callbacks.should_stop()
+
+
+def test_other_ranks_take_part_and_write_nothing(build_callbacks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers and copies of the adapter may need all ranks, so the first rank and the others make the same ones."""
+    callbacks, run, progress = build_callbacks()
+    shared: list[str] = []
+
+    def generate(self: FixedSamples) -> Samples:
+        shared.append("answers")
+        return Samples((), {})
+
+    def snapshot() -> Callable[[Path], None]:
+        shared.append("copy")
+        return lambda folder: None
+
+    monkeypatch.setattr(FixedSamples, "generate", generate)
+    first = replace(callbacks, snapshot=snapshot)
+    other = SilentCallbacks(callbacks.samples, callbacks.interrupt, snapshot, callbacks.get_total_steps)
+    state = {"step": 9, "best": [0, 0.0, 0], "random": []}
+
+    def call_all(each: Any) -> list[str]:
+        shared.clear()
+        each.on_step_end(9, 1.0)
+        each.on_log(REPORT)
+        each.on_evaluate(9, 1.0)
+        each.on_new_best(9)
+        each.on_new_best(99)  # the last step
+        each.on_skipped_step(9, 2.0)
+        each.on_out_of_memory(9, 128, 1)
+        each.on_save(9, dict(state))
+        return list(shared)
+
+    assert call_all(other) == ["answers", "copy", "copy"]
+    assert not progress
+    assert run_log.read_log(run / "log.jsonl") == []
+    assert not (run / "checkpoints").exists()
+    assert call_all(first) == ["answers", "copy", "copy"]
+    first.writer.wait()
+    assert other.should_stop() is first.should_stop() is False
+
+
+def test_a_rank_that_runs_out_of_memory_is_named(build_callbacks: Any, terminal_output: io.StringIO) -> None:
+    callbacks, _, _ = build_callbacks()
+    callbacks.on_out_of_memory(5, 128, 0)
+    replace(callbacks, world=World(0, 2)).on_out_of_memory(5, 64, 1)
+    said = terminal_output.getvalue()
+    assert "step 5: out of memory; continuing with micro-batches of at most 128 tokens" in said
+    assert "step 5: out of memory on rank 1; continuing with micro-batches of at most 64 tokens" in said

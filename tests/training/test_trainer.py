@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from lorgnette.config import TrainSettings
 from lorgnette.distributed import World, allocate_flat_grad
 from lorgnette.errors import LorgnetteError
+from lorgnette.training.random_state import set_rng_state
 from lorgnette.training.sampler import BatchSampler, select_examples
 from lorgnette.training.trainer import StepReport, Trainer
 from lorgnette.types import IGNORE_INDEX, Encoded, Example, PackedBatch
@@ -478,12 +479,21 @@ def test_steps_chosen_from_the_losses_are_the_same_after_a_stop(low_loss: float,
 
 
 def train_rank(
-    world: World, engine: BigramEngine, callbacks: RecordingCallbacks, settings: TrainSettings = SETTINGS
+    world: World,
+    engine: BigramEngine,
+    callbacks: RecordingCallbacks,
+    settings: TrainSettings = SETTINGS,
+    *,
+    dropout: float = 0.0,
+    state: dict[str, Any] | None = None,
 ) -> Trainer:
-    """All steps of one rank, with held-out examples and without dropout."""
-    engine.dropout.p = 0.0
+    """The steps of one rank that are left after a state, with held-out examples."""
+    engine.dropout.p = dropout
     trainer = build_trainer(engine, settings, held_out=HELD_OUT)
     trainer.world = world
+    if state is not None:
+        set_rng_state(state.pop("random"), torch.device("cpu"), world, (0, 0))
+        trainer.load_state_dict(state)
     trainer.train(callbacks)
     return trainer
 
@@ -532,6 +542,18 @@ def stop_in_evaluation(world: World) -> Any:
     return train_rank(world, BigramEngine(), callbacks).step
 
 
+def resume_with_dropout(world: World) -> Any:
+    """Whether a run that is stopped and goes on equals one that is not. This engine draws as PEFT does."""
+    engine, resumed_engine = BigramEngine(), BigramEngine()
+    whole, stopped, resumed = (RecordingCallbacks(stop_at) for stop_at in (None, 2, None))
+    train_rank(world, engine, whole, dropout=0.2)
+    train_rank(world, resumed_engine, stopped, dropout=0.2)
+    state = torch.load(io.BytesIO(stopped.states[3]), weights_only=True)
+    torch.manual_seed(0)
+    train_rank(world, resumed_engine, resumed, dropout=0.2, state=state)
+    return stopped.losses + resumed.losses == whole.losses and torch.equal(engine.table, resumed_engine.table)
+
+
 def overflow_on_one_rank(world: World) -> Any:
     engine = build_float16_engine() if world.rank == 1 else BigramEngine()
     engine.loss_scale, callbacks = torch.tensor(2.0**16), RecordingCallbacks()
@@ -574,8 +596,8 @@ def spoil_one_rank(world: World) -> Any:
 
 
 SCENARIOS = (
-    train_plainly, run_out_of_memory, stop_one_rank, stop_in_evaluation, overflow_on_one_rank, choose_steps,
-    score_by_rank, change_one_rank, spoil_one_rank,
+    train_plainly, run_out_of_memory, stop_one_rank, stop_in_evaluation, resume_with_dropout, overflow_on_one_rank,
+    choose_steps, score_by_rank, change_one_rank, spoil_one_rank,
 )  # fmt: skip
 
 
@@ -651,6 +673,10 @@ def test_one_rank_that_is_asked_to_stop_stops_all(ranks: Any) -> None:
         step, events = rank["stop_one_rank"]
         assert (step, events[-2:]) == (3, [("evaluate", 3), ("save", 3)])
         assert rank["stop_in_evaluation"] == 3
+
+
+def test_each_rank_goes_on_with_its_own_dropout(ranks: Any) -> None:
+    assert [rank["resume_with_dropout"] for rank in ranks] == [True] * 3
 
 
 def test_an_overflow_on_one_rank_skips_the_step_on_all(ranks: Any) -> None:
