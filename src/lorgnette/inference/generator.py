@@ -48,7 +48,8 @@ class Generator:
         self.decoder, self.features = decoder, features
         self.device = decoder.embed_tokens.device
         self._caches: list[KVCache] = []
-        self._use_cuda_graphs = self.device.type == "cuda"
+        self._use_padding = self.device.type == "cuda"
+        self._use_cuda_graphs = self._use_padding and decoder.shards is None  # as in engine/fast.py
         self._graph_pool = torch.cuda.graph_pool_handle() if self._use_cuda_graphs else None
 
     @torch.no_grad()
@@ -104,11 +105,11 @@ class Generator:
     def _get_cache(self, shape: CacheShape) -> KVCache:
         """A cache that fits, reused if possible: its graphs are kept with it."""
         for cache in self._caches:
-            if cache.shape == shape or (self._use_cuda_graphs and cache.shape.fits(shape)):
+            if cache.shape == shape or (self._use_padding and cache.shape.fits(shape)):
                 return cache
         if len(self._caches) == MAX_CACHES:
             self._caches.pop(0)
-        shape = shape.round_up() if self._use_cuda_graphs else shape
+        shape = shape.round_up() if self._use_padding else shape
         dtype = self.decoder.embed_tokens.dtype
         self._caches.append(KVCache.from_config(shape, self.decoder.config, self.device, dtype))
         return self._caches[-1]
