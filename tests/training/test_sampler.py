@@ -190,10 +190,10 @@ def test_the_ranks_have_about_as_many_tokens(encoded: list[Encoded], group_by_im
             [len(batch.input_ids) for batch in own] for own in batches
         ]
         size = 2 if group_by_image else 1
-        largest = max(sampler._count_tokens([*range(i, i + size)], True) for i in range(0, 10, size))
+        largest = max(sampler._count_tokens([tuple(range(i, i + size)) for i in range(0, 10, size)], True))
         assert max(tokens) <= sum(tokens) / num_ranks + largest
     if group_by_image:  # an image and its prompt count once
-        pieces = [sampler._count_tokens([i, i + 1], True) for i in range(0, 10, 2)]
+        pieces = sampler._count_tokens([(i, i + 1) for i in range(0, 10, 2)], True)
         whole = [sum(sampler.sizes.used_lengths[i : i + 2]) for i in range(0, 10, 2)]
         shared = sampler.sizes.shared_lengths[::2]
         assert pieces == [int(length - image) for length, image in zip(whole, shared, strict=True)]

@@ -76,8 +76,7 @@ class BatchSampler:
     def split_step(self, step: int, num_ranks: int, *, prefix_sharing: bool) -> list[list[int]]:
         """Each rank's places in `select(step)`, in order: all have about as many tokens, and groups stay whole."""
         pieces = self._list_pieces(step)
-        sizes = [self._count_tokens(list(piece), prefix_sharing) for piece in pieces]
-        starts = [0, *accumulate(map(len, pieces))]
+        starts, sizes = [0, *accumulate(map(len, pieces))], self._count_tokens(pieces, prefix_sharing)
         return [
             [place for piece in share for place in range(starts[piece], starts[piece + 1])]
             for share in split_between_ranks(sizes, num_ranks)
@@ -103,11 +102,13 @@ class BatchSampler:
             return [(i,) for i in self.select(step)]
         return select_groups(step, self.groups, self.batch_size, self.seed)
 
-    def _count_tokens(self, piece: list[int], prefix_sharing: bool) -> int:
-        """Tokens that are computed: with prefix sharing, examples of one piece share those up to their image's end."""
-        lengths = self.sizes.used_lengths[piece]
-        shared = int(np.minimum(self.sizes.shared_lengths[piece], lengths).min()) if prefix_sharing else 0
-        return int(lengths.sum()) - shared * (len(piece) - 1)
+    def _count_tokens(self, pieces: Sequence[tuple[int, ...]], prefix_sharing: bool) -> list[int]:
+        """Computed tokens of each piece: with prefix sharing its examples share those up to the image's end."""
+        indices, counts = list(chain.from_iterable(pieces)), np.array(list(map(len, pieces)))
+        starts, lengths = counts.cumsum() - counts, self.sizes.used_lengths[indices]
+        shared = np.minimum(self.sizes.shared_lengths[indices], lengths) * prefix_sharing
+        tokens = np.add.reduceat(lengths, starts) - np.minimum.reduceat(shared, starts) * (counts - 1)
+        return [int(count) for count in tokens]
 
     def first_steps(
         self, num_examples: int, max_tokens: int, *, prefix_sharing: bool, num_ranks: int = 1
