@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL.Image
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from tiny_models import write_tiny_checkpoint
 
@@ -303,19 +304,38 @@ def make_tiny(folder: Path, *, seed: int = 0, tokenizer: Path | None = None) -> 
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny random Qwen2-VL in the hub's layout."""
-    return make_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """made_once(name, make) → a folder "tiny" that one worker of xdist makes for all, in a folder of this name."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def find(name: str, make: Callable[[Path], object]) -> Path:
+        folder = root / f"once-{name}"
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                temporary = Path(tempfile.mkdtemp(dir=root))
+                make(temporary / "tiny")
+                temporary.rename(folder)
+        return folder / "tiny"
+
+    return find
 
 
 @pytest.fixture(scope="session")
-def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def tiny(made_once: Callable[..., Path]) -> Path:
+    """The folder of a tiny random Qwen2-VL in the hub's layout."""
+    return made_once("checkpoint", make_tiny)
+
+
+@pytest.fixture(scope="session")
+def tiny_family(made_once: Callable[..., Path]) -> Callable[..., Path]:
     """tiny_family(model_type[, is_tied=False]) → the folder of a tiny random model of this family in the hub's
     layout."""
 
     @functools.cache
     def find(model_type: str, *, is_tied: bool = True) -> Path:
-        return write_tiny_checkpoint(tmp_path_factory.mktemp(model_type) / "tiny", model_type, is_tied=is_tied)
+        name = f"{model_type}-{'tied' if is_tied else 'untied'}"
+        return made_once(name, lambda folder: write_tiny_checkpoint(folder, model_type, is_tied=is_tied))
 
     return find
 
