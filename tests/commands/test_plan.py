@@ -294,10 +294,12 @@ def test_layers_are_sharded_where_they_fit_no_card(job: Callable[..., Settings],
     alone, four, large = (
         plan(job(*words), memory=m, gpus=n, console=console).cards[0] for m, n in ((4, 1), (4, 4), (12, 4))
     )
-    assert (alone.settings, alone.num_shards) == (("quantization=nf4",), 1)
-    assert (four.settings, four.num_shards) == ((), 4)
+    assert (alone.settings, alone.fit.num_shards) == (("quantization=nf4",), 1)
+    assert (four.settings, four.fit.num_shards) == ((), 4)
     assert "fits with the layers sharded over 4 GPUs" in terminal_output.getvalue()
-    assert (large.settings, large.num_shards) == ((), 1)
+    assert (large.settings, large.fit.num_shards) == ((), 1)
+    [whole] = plan(job(*words, "train.fully_shard=false"), memory=4, gpus=4, console=console).cards
+    assert whole.settings == ("quantization=nf4",)
 
 
 def test_the_gpus_of_this_machine(

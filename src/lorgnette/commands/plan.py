@@ -71,8 +71,8 @@ _PHASE_TEXTS = {
 class GpuEstimate:
     """Whether the run fits on a GPU, with which reductions, and how long it takes if that can be said.
 
-    settings: what has to be set for that, empty if nothing. note: what differs there. num_shards: GPUs that hold a part
-    each of the layers. parallel: what several such GPUs gain; `time` is then theirs.
+    settings: what has to be set for that, empty if nothing. note: what differs there. parallel: what several such GPUs
+    gain; `time` is then theirs.
     """
 
     gpu: Gpu
@@ -80,7 +80,6 @@ class GpuEstimate:
     time: TimeEstimate | None = None
     settings: tuple[str, ...] = ()
     note: str = ""
-    num_shards: int = 1
     parallel: ParallelEstimate | None = None
 
 
@@ -298,7 +297,7 @@ def _estimate_gpu(
         least = compute_least_bytes(variants[-1]) / GIB
         return GpuEstimate(gpu, note=f"does not fit: it takes at least {least:.1f} GiB")
     variant, fit = found
-    estimate = GpuEstimate(gpu, fit, settings=variant.words, note=note, num_shards=variant.workload.num_shards)
+    estimate = GpuEstimate(gpu, fit, settings=variant.words, note=note)
     if gpu.tflops is None:
         return estimate
     num_microbatches = -(-max(steps.num_microbatches, math.ceil(steps.tokens / fit.max_tokens)) // num_gpus)
@@ -364,7 +363,7 @@ def _format_plan(plan: Plan, settings: Settings) -> Iterator[str]:
     at_most = f"are for all {steps.total_steps} steps and " if settings.train.epochs == "auto" else ""
     uses_nf4 = plan.workload.nf4_values or any("quantization=nf4" in card.settings for card in plan.cards)
     left_out = ", without the time of NF4" if uses_nf4 else ""
-    if any(card.num_shards > 1 for card in plan.cards):
+    if any(card.fit and card.fit.num_shards > 1 for card in plan.cards):
         left_out += ", and without that of gathering layers"
     yield f"           times {at_most}assume {shares}{left_out};"
     yield "           tested on H100 and H200 only; 1 GiB of a GPU is left for driver and desktop;"
@@ -412,17 +411,16 @@ def _describe_fit(estimate: GpuEstimate, workload: Workload) -> str:
         return estimate.note
     note = f", {estimate.note}" if estimate.note else ""
     needs = f"needs {' '.join(estimate.settings)}" if estimate.settings else ""
-    reductions = _describe_reductions(estimate, workload)
+    reductions = _describe_reductions(estimate.fit, workload)
     fits = f"fits with {' and '.join(reductions)}" if reductions else "fits" if not needs else ""
     text = "; ".join(filter(None, (needs, fits)))
     return f"{text}: {estimate.fit.peak_bytes / GIB:.1f} GiB{note}" if needs or reductions else f"{text}{note}"
 
 
-def _describe_reductions(estimate: GpuEstimate, workload: Workload) -> list[str]:
+def _describe_reductions(fit: MemoryFit, workload: Workload) -> list[str]:
     """What `train` reduces to fit; it does so without being asked."""
-    fit, layers = estimate.fit, workload.text.num_layers
-    assert fit is not None
-    reductions = [f"the layers sharded over {estimate.num_shards} GPUs"] if estimate.num_shards > 1 else []
+    layers = workload.text.num_layers
+    reductions = [f"the layers sharded over {fit.num_shards} GPUs"] if fit.num_shards > 1 else []
     if fit.max_tokens < workload.max_tokens:
         reductions.append(f"train.max_tokens_per_microbatch={fit.max_tokens}")
     if fit.recompute_layers:
