@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lorgnette.distributed import World, has_world
+from lorgnette.distributed import TAIL, World, allocate_flat_grad, has_world
 from tests.ranks import run_ranks
 
 
@@ -42,6 +42,16 @@ def test_a_world_is_of_several_processes() -> None:
     assert has_world({"WORLD_SIZE": "2"})
     assert not has_world({"WORLD_SIZE": "1"})
     assert not has_world({})
+
+
+def test_gradients_are_one_vector_with_a_tail() -> None:
+    """autograd adds to it."""
+    parameters = [torch.ones(2, 3, requires_grad=True), torch.ones(4, requires_grad=True)]
+    flat_grad = allocate_flat_grad(parameters)
+    assert flat_grad.shape == (10 + TAIL,)
+    for factor in (1.0, 2.0):
+        (factor * (parameters[0].sum() + 3 * parameters[1].sum())).backward()
+    assert flat_grad.tolist() == [3.0] * 6 + [9.0] * 4 + [0.0] * TAIL
 
 
 def count_in_parts(world: World) -> list[int]:

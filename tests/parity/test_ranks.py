@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from plain import LossRecorder
-from ranks import run_ranks
 from test_fast import build_engine
 
 from lorgnette.config import LoraSettings, ProcessorSettings, TrainSettings
@@ -23,6 +22,7 @@ from lorgnette.training.checkpoint import find_latest_checkpoint, restore_checkp
 from lorgnette.training.sampler import BatchSampler
 from lorgnette.training.trainer import Trainer
 from lorgnette.types import Example
+from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
 NUM_STEPS, SEED = 6, 3

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ranks import run_ranks
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -23,6 +22,7 @@ from lorgnette.training.random_state import set_rng_state
 from lorgnette.training.sampler import BatchSampler, select_examples
 from lorgnette.training.trainer import StepReport, Trainer
 from lorgnette.types import IGNORE_INDEX, Encoded, Example, PackedBatch
+from tests.ranks import run_ranks
 
 VOCAB = 8
 
