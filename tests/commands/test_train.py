@@ -45,6 +45,20 @@ def test_only_a_run_that_has_started_stays(
     assert (tmp_path / "run").exists() is has_started
 
 
+def test_what_failed_ranks_printed_does_not_keep_the_folder(
+    make_settings: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(settings: Settings, run_dir: RunDir, *_: Any) -> None:
+        run_dir.ranks.mkdir()
+        (run_dir.ranks / "rank-1.log").write_text("no memory")
+        raise LorgnetteError("no")
+
+    monkeypatch.setattr(train_module, "_train", fail)
+    with pytest.raises(LorgnetteError, match="no"):
+        train(make_settings())
+    assert not (tmp_path / "run").exists()
+
+
 def test_auto_metrics_are_resolved_once(
     make_settings: Chosen, captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

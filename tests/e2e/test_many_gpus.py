@@ -1,5 +1,6 @@
 """`gpus=N device=cpu` and torchrun through the command line: the same adapter, one voice, one folder."""
 
+import shutil
 import socket
 import subprocess
 from collections.abc import Callable
@@ -35,8 +36,8 @@ elastic_launch(LaunchConfig(2, 2, 1, run_id="test", local_addr="127.0.0.1", **op
 '''
 SETTINGS = [
     "engine=fast", "device=cpu", "image_size=28", "lora.rank=2", "lora.dropout=0.1", "data.holdout=2",
-    "train.batch_size=6", "train.max_steps=3", "train.learning_rate=0.002", "predict.max_new_tokens=2",
-    "predict.metrics=ROUGE-L", "report_to=none",
+    "train.batch_size=6", "train.max_steps=3", "train.save_steps=2", "train.learning_rate=0.002",
+    "predict.max_new_tokens=2", "predict.metrics=ROUGE-L", "report_to=none",
 ]  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def check_same_run(run: Path, alone: Path, num_ranks: int) -> None:
     config, expected_config = ((folder / "config.yaml").read_text() for folder in (run, alone))
     assert config.replace(str(run), str(alone)) == expected_config
     steps = [record for record in run_log.read_log(run / "log.jsonl") if record["kind"] == "train"]
-    assert [record["ranks"] for record in steps] == [num_ranks] * len(steps)
+    assert steps[-1]["ranks"] == num_ranks
 
 
 def test_two_processes_train_the_adapter_of_one(
@@ -82,6 +83,22 @@ def test_two_processes_train_the_adapter_of_one(
     log = (alone.parent / "two" / "ranks" / "rank-1.log").read_text()
     assert "trained    3 steps" in log
     assert "Error" not in log
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(
+    alone: Path, fork_command: Callable[..., list[str]], tiny: Path
+) -> None:
+    """From the checkpoint of step 2, which one process wrote, with three."""
+    run = alone.parent / "resumed"
+    shutil.copytree(alone, run)
+    shutil.rmtree(run / "checkpoints" / "step-000003")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(str(alone), str(run)))
+    words = fork_command("lorgnette", "train", "--resume", "resumed", "gpus=3")
+    done = subprocess.run(words, cwd=alone.parent, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "resumed    at step 2 of 3" in done.stderr
+    check_same_run(run, alone, 3)
 
 
 def test_two_agents_train_as_two_machines(alone: Path, fork_command: Callable[..., list[str]], tiny: Path) -> None:

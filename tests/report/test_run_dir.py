@@ -199,3 +199,32 @@ def test_an_empty_folder_is_free(tmp_path: Path) -> None:
     (tmp_path / "coco" / "x").write_text("")
     (tmp_path / "coco-2").write_text("")
     assert find_free_path(tmp_path, "coco") == tmp_path / "coco-3"
+
+
+def test_a_forked_rank_keeps_the_lock_that_is_shared(tmp_path: Path, warn: Warn) -> None:
+    """Until it ends: the process that forked it may be killed before."""
+    (reader, writer), (rank_reader, rank_writer) = os.pipe(), os.pipe()
+    with RunDir.create(tmp_path / "run").lock(warn) as locked:
+        with locked.share_lock() as shared:
+            child = os.fork()
+            if not child:
+                os.write(rank_writer, b"%d%d" % (shared.is_in_place, locked.is_in_place))
+                os.close(writer)
+                os.read(reader, 1)
+                os._exit(0)
+        assert os.read(rank_reader, 2) == b"10"
+        assert locked.is_in_place
+        locked.lock_file.rename(tmp_path / ".lock")  # as if this process were killed, and removed no file
+    with pytest.raises(UsageError, match="is training in this run folder"), RunDir(tmp_path).lock(warn):
+        pass
+    os.close(writer)
+    os.waitpid(child, 0)
+    with RunDir(tmp_path).lock(warn):
+        pass
+    for descriptor in (reader, rank_reader, rank_writer):
+        os.close(descriptor)
+
+
+def test_a_folder_without_a_lock_is_shared_without_one(tmp_path: Path) -> None:
+    with RunDir(tmp_path).share_lock() as shared:
+        assert shared.lock_descriptor is None

@@ -1,19 +1,25 @@
 """One training in this process: what is logged, in which order, and what a tracker gets."""
 
 import io
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from lorgnette.config import Settings
+from lorgnette.distributed import World
 from lorgnette.errors import LorgnetteError
 from lorgnette.inference.answers import AnswersInterrupted
 from lorgnette.report import run_log
-from lorgnette.training.run import _select_device_and_dtype
+from lorgnette.report.run_dir import RunDir
+from lorgnette.training.checkpoint import STATE_FILE
+from lorgnette.training.run import _find_checkpoint, _select_device_and_dtype
 from lorgnette.training.trainer import Trainer
 from lorgnette.verification.reference_sample import ReferenceSample
+from tests.ranks import run_ranks
 
 PrepareRun = Callable[..., Any]
 
@@ -136,3 +142,21 @@ def test_a_loss_that_is_not_finite_names_its_rows(prepare_run: PrepareRun) -> No
     run = prepare_run("train.learning_rate=1e30", "train.max_grad_norm=1e30", "train.epochs=4")
     with pytest.raises(LorgnetteError, match=r"not finite(.|\n)*captions\.csv, row \d"):
         run.train()
+
+
+def find_checkpoint(world: World, folder: Path, steps: list[int]) -> object:
+    run_dir = RunDir(folder / f"machine-{world.rank}")
+    state = run_dir.checkpoints / f"step-{steps[world.rank]:06d}" / STATE_FILE
+    state.parent.mkdir(parents=True)
+    state.touch()
+    try:
+        return _find_checkpoint(run_dir, world)[0]
+    except LorgnetteError as error:
+        return str(error)
+
+
+def test_ranks_that_see_other_checkpoints_are_named(tmp_path: Path) -> None:
+    """Of machines that do not share the run's folder."""
+    assert run_ranks(find_checkpoint, 2, tmp_path / "same", [7, 7]) == [7, 7]
+    for message in run_ranks(find_checkpoint, 2, tmp_path / "other", [7, 5]):
+        assert re.match(r"rank 1 on .* does not see the checkpoint of step 7, .* · .* · put the run's folder", message)

@@ -177,6 +177,7 @@ class _RankJob:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # whatever the host's name resolves to
         world = join_world(self.device_type, status)
         self.train(world)
+        sys.stdout.flush()  # an error of this, too, is the run's
         leave_world(world)
 
 

@@ -13,6 +13,7 @@ from lorgnette.device import get_gpu_name, measure_peak_gib, measure_reserved_gi
 from lorgnette.distributed import World
 from lorgnette.engine.base import Shards, run_on_main_rank
 from lorgnette.engine.loading import FastModel
+from lorgnette.errors import LorgnetteError
 from lorgnette.inference.answers import AnswersInterrupted, answer_examples
 from lorgnette.inference.loading import LoadedModel, build_metadata, explain_out_of_memory
 from lorgnette.inference.sampling import SamplingParams
@@ -66,7 +67,7 @@ def run_training(
 
     # Resolve what depends on the device and on earlier checkpoints.
     device, dtype = _select_device_and_dtype(settings, terminal)
-    step, checkpoint = find_latest_checkpoint(run_dir.checkpoints) or (None, None)
+    step, checkpoint = _find_checkpoint(run_dir, world)
     metadata = _describe_adapter(settings, data)
     sampling = SamplingParams(
         max_new_tokens=settings.predict.max_new_tokens,
@@ -160,6 +161,18 @@ def _select_device_and_dtype(settings: Settings, terminal: Terminal) -> tuple[to
     if settings.dtype == "auto" and dtype == torch.float16:
         terminal.print(f"dtype      float16, with loss scaling: {get_gpu_name(device)} has no bfloat16")
     return device, dtype
+
+
+def _find_checkpoint(run_dir: RunDir, world: World) -> tuple[int | None, Path | None]:
+    """Step and folder of the latest checkpoint. Raises LorgnetteError if a rank does not see that of the first."""
+    step, checkpoint = find_latest_checkpoint(run_dir.checkpoints) or (None, None)
+    (first, _), *others = world.gather_objects((step, world.machine))
+    for rank, (seen, machine) in enumerate(others, start=1):
+        if seen != first:
+            message = f"rank {rank} on {machine} does not see the checkpoint of step {first}, where the run goes on"
+            hint = "put the run's folder on a file system that all machines share"
+            raise LorgnetteError(message, where=str(run_dir.checkpoints), hint=hint)
+    return step, checkpoint
 
 
 def _build_trainer(
