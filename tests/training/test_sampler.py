@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lorgnette import data
 from lorgnette.config import ProcessorSettings, TrainSettings
+from lorgnette.processing.encoded_rows import EncodedRows
 from lorgnette.processing.processor import Processor
 from lorgnette.training.sampler import (
     BatchSampler,
@@ -198,6 +200,29 @@ def test_the_ranks_have_about_as_many_tokens(encoded: list[Encoded], group_by_im
         shared = sampler.sizes.shared_lengths[::2]
         assert pieces == [int(length - image) for length, image in zip(whole, shared, strict=True)]
         assert shared.min() > 4
+
+
+def test_real_captions_are_dealt_evenly(tiny_real: Path, shared: Callable[[str], Path]) -> None:
+    """400 captions of images in their own sizes: the mean over steps of what the slowest rank has more than the mean.
+    Dealt in order, it is several times as much."""
+    processor = Processor.from_folder(tiny_real, ProcessorSettings(image_size=None))
+    captions = [row for row in data.read(shared("coco/captions.csv"), prompt="COCO Yes:") if isinstance(row, Example)]
+    rows = map(processor.encode_row, captions)
+    packed = EncodedRows.from_rows(rows, processor.image_token_id, processor.compute_position_ids)
+    for batch_size, num_ranks, limit, in_order_limit in ((16, 8, 0.06, 0.12), (64, 2, 0.002, 0.008)):
+        settings = TrainSettings(batch_size=batch_size, epochs=10)
+        sampler = BatchSampler(packed, settings, 0, group_by_image=False)
+        dealt, in_order = list[float](), list[float]()
+        for step in range(0, sampler.total_steps, sampler.total_steps // 50):
+            lengths = sampler.sizes.used_lengths[sampler.select(step)]
+            mean = lengths.sum() / num_ranks
+            if len(lengths) == batch_size:  # not the last of an epoch
+                shares = sampler.split_step(step, num_ranks, prefix_sharing=False)
+                dealt.append(max(lengths[share].sum() for share in shares) / mean - 1)
+                in_order.append(max(part.sum() for part in np.array_split(lengths, num_ranks)) / mean - 1)
+        assert len(dealt) > 40
+        assert np.mean(dealt) < limit
+        assert np.mean(in_order) > in_order_limit
 
 
 def test_the_first_steps_are_those_that_training_takes(encoded: list[Encoded]) -> None:
