@@ -24,6 +24,7 @@ from lorgnette.lora.peft_files import WEIGHTS_FILE
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.report.console import Terminal
 from lorgnette.resolve import BUILT_IN_MODEL
+from lorgnette.verification import peft_check
 from lorgnette.verification.judgement import judge_adapter
 
 pytestmark = pytest.mark.usefixtures("forked_peft_worker")
@@ -95,6 +96,7 @@ def test_intact_adapter(
 ) -> None:
     """A run's folder names its adapter. The printed PEFT line works in a process without lorgnette."""
     monkeypatch.undo()  # the process of transformers + PEFT starts from nothing, as a user's does
+    monkeypatch.setattr(peft_check, "MAX_NEW_TOKENS", 8)
     report = verify(run)
     assert report.passed
     assert [(result.check, result.passed) for result in report.results] == [

@@ -34,7 +34,8 @@ def run(trained: Path, captions: Path, tiny: Path, cli: Callable[..., Any], monk
     assert cli("prepare", "coco-2024-dataset.csv", "--out", ".", "--split", "tail").status == 0
     result = cli(
         "train", f"model={tiny}", "data=data_vl_train.json", "data.test=data_vl_test.json", "run=run", "lora.rank=4",
-        "train.learning_rate=0.01", "train.batch_size=2", "report_to=none", "predict.max_new_tokens=6",
+        "train.learning_rate=0.01", "train.batch_size=2", "train.max_steps=12", "report_to=none",
+        "predict.max_new_tokens=6",
     )  # fmt: skip
     assert result.status == 0, result.err
     shutil.copytree(folder, trained)
