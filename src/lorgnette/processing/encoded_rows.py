@@ -101,7 +101,8 @@ class RowSizes:
 
     def select(self, indices: Int64[np.ndarray, " n"]) -> "RowSizes":
         """Those of some rows, in the order of the indices."""
-        starts, counts = self.image_offsets[indices], np.diff(self.image_offsets)[indices]
+        starts = self.image_offsets[indices]
+        counts = self.image_offsets[indices + 1] - starts
         offsets = _count_offsets(counts)
         images = self.images[np.repeat(starts - offsets[:-1], counts) + np.arange(offsets[-1])]
         return RowSizes(
