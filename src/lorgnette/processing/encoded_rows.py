@@ -69,7 +69,7 @@ class RowSizes:
 
     lengths: tokens of each. used_lengths: those up to the one that predicts the last label. num_labels: of each.
     shared_lengths: tokens up to the end of the first image, which rows about it usually share; 0 without an image.
-    images: of all rows, one row after the other, as numbers in `grids`; row i has image_offsets[i : i + 2] of them.
+    images: of all rows, as numbers in `grids`; row i has images[image_offsets[i] : image_offsets[i + 1]].
     """
 
     lengths: Int32[np.ndarray, " N"]
