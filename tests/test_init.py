@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -39,8 +40,40 @@ def test_an_argument_has_one_name_in_all_verbs() -> None:
         assert {"recipe", "settings", "values"} <= set(parameters[verb])
 
 
-def test_an_import_loads_neither_torch_nor_pandas() -> None:
-    code = "import lorgnette, sys; lorgnette.train; lorgnette.check; lorgnette.Run; lorgnette.register_metric; "
-    code += "print([name for name in ('torch', 'pandas', 'transformers', 'IPython') if name in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout == "[]\n"
+IMPORTS = """
+import sys
+
+def refuse(step, *names):
+    assert not (loaded := [name for name in names if name in sys.modules]), f"{{step}} imports {{loaded}}"
+
+import lorgnette
+lorgnette.train; lorgnette.check; lorgnette.Run; lorgnette.register_metric
+refuse("the package", "torch", "pandas", "transformers", "IPython")
+
+import lorgnette.training.initial_adapter
+refuse("reading an adapter's settings", "torch", "peft")
+
+# A second before the first step.
+import numpy, torch
+from lorgnette.kernels.attention import attention_backward
+from lorgnette.kernels.attention_plan import AttentionPlan
+queries, qkv = numpy.arange(2, dtype=numpy.int32), torch.ones(2, 12)
+plan = AttentionPlan.from_numpy(queries, queries + 1, 1, torch.device("cpu"))
+attention_backward(qkv[:, :4], qkv, qkv[:, :4], None, plan, (1, 1))
+refuse("the reference gradient", "sympy")
+
+from pathlib import Path
+from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.weight_loader import load_weights_into
+checkpoint = BaseCheckpoint.from_folder(Path({folder!r}))
+load_weights_into(checkpoint, {{"model.language_model.norm.weight": torch.empty(64)}})
+refuse("loading weights", "transformers", "peft")
+refuse("the control", "torch")
+"""
+"""One process for all: its imports take seconds."""
+
+
+def test_an_import_loads_no_slow_package(tiny: Path) -> None:
+    code = IMPORTS.format(folder=str(tiny))
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stderr.splitlines()[-1:] == ["AssertionError: the control imports ['torch']"], result.stderr
