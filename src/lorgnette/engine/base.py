@@ -1,7 +1,7 @@
 """The interface of an engine, as the trainer uses it."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -9,6 +9,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from lorgnette.distributed import World
+from lorgnette.errors import LorgnetteError
 from lorgnette.types import PackedBatch
 
 T = TypeVar("T")
@@ -16,7 +17,13 @@ T = TypeVar("T")
 
 @runtime_checkable
 class Shards(Protocol):
-    """The layers of a model that is cut over the ranks. A pass gathers them, so it waits for all ranks."""
+    """The layers of a model that is cut over the ranks. A pass gathers them."""
+
+    @property
+    def is_collective(self) -> bool:
+        """Whether a pass waits for all ranks, so that all run equally many."""
+
+    world: World
 
     def run_empty_pass(self, *, backward: bool) -> None:
         """Take part in a forward pass of the others, and in its backward pass, without examples."""
@@ -58,7 +65,7 @@ class Engine(Protocol):
 
     @property
     def shards(self) -> Shards | None:
-        """None if this rank has the whole model. Otherwise all ranks run equally many passes."""
+        """None if this rank has the whole model."""
 
     def backward(self, batch: PackedBatch) -> Float[Tensor, ""]:
         """The loss Σ weight · cross-entropy; its gradient, times the loss scale, is added to the parameters'."""
@@ -68,6 +75,22 @@ class Engine(Protocol):
 
     def sync_weights(self) -> None:
         """Copy the parameters to where they are computed with. Call it after every optimizer step."""
+
+
+@contextmanager
+def refuse_oom_of_shards(shards: Shards | None, num_tokens: int) -> Iterator[None]:
+    """Where ranks gather layers together, none can repeat a pass in smaller ones: the others wait in it.
+
+    num_tokens: of the pass. Raises LorgnetteError in place of torch.OutOfMemoryError.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        if shards is None or not shards.is_collective:
+            raise
+        message = f"out of memory in a micro-batch of {num_tokens} tokens, with layers that are sharded over the GPUs"
+        hint = f"use train.max_tokens_per_microbatch={num_tokens // 2}, or more GPUs"
+        raise LorgnetteError(message, where=f"rank {shards.world.rank} on {shards.world.machine}", hint=hint) from error
 
 
 def run_on_main_rank(world: World, shards: Shards | None, function: Callable[[], T]) -> T | None:

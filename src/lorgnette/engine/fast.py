@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from lorgnette.engine.base import refuse_oom_of_shards
 from lorgnette.engine.cuda_graphs import BatchShape, GraphStream, StaticInputs, allocate_levels
 from lorgnette.engine.loss_scale import allocate_loss_scale
-from lorgnette.errors import LorgnetteError
 from lorgnette.features.image_features import Features
 from lorgnette.kernels.dropout import Dropout
 from lorgnette.lora.flat_params import FlatLoraParams
@@ -55,7 +55,7 @@ class FastEngine:
         self.shards = decoder.shards
         if self.shards is not None:
             self.shards.load_factors = self._load_factors
-        self._use_graphs = self._use_padding and self.shards is None  # each pass finds other layers gathered
+        self._use_graphs = self._use_padding and not (self.shards and self.shards.is_collective)
         self.parameters, self.flat_grad = [adapter.values], adapter.flat_grad
         self.loss_scale = allocate_loss_scale(self.dtype, self.device)
         self._weight_copy = adapter.attach(decoder)
@@ -69,7 +69,7 @@ class FastEngine:
     def backward(self, batch: PackedBatch) -> Float32[Tensor, ""]:
         """As Engine.backward. Raises torch.OutOfMemoryError, with all graphs dropped; if the layers are sharded,
         LorgnetteError."""
-        with self._refuse_oom_of_shards(batch), self._drop_graphs_on_oom():
+        with refuse_oom_of_shards(self.shards, len(batch.input_ids)), self._drop_graphs_on_oom():
             inputs = self._load_batch(batch)
             inputs.num_uses += 1
             if inputs.graph is None and self._use_graphs and inputs.num_uses > 1:
@@ -77,7 +77,7 @@ class FastEngine:
             if inputs.graph is None:
                 self._run_eager(inputs)
         if inputs.graph is not None:
-            inputs.graph.replay()
+            self._replay(inputs.graph)
         return inputs.loss.clone()
 
     @torch.no_grad()
@@ -101,14 +101,14 @@ class FastEngine:
             self._graph_stream.reserve(pool_bytes)
             inputs = self._load_largest(batches)
             if self._use_graphs:
-                self._capture(inputs).replay()
+                self._replay(self._capture(inputs))
         self.flat_grad.zero_()
 
     @torch.no_grad()
     def compute_label_losses(self, batch: PackedBatch) -> Float32[Tensor, " R"]:
         """Cross-entropy of every label, in fp32, without dropout."""
         num_layers = len(self.decoder.layers)
-        with self._refuse_oom_of_shards(batch):
+        with refuse_oom_of_shards(self.shards, len(batch.input_ids)):
             inputs = self._load_batch(batch)
             with self._on_graph_stream():
                 context = self.decoder.forward(inputs.x, inputs.batch, None, recompute_layers=num_layers)
@@ -122,9 +122,8 @@ class FastEngine:
 
     def sync_weights(self) -> None:
         """Copy the fp32 master weights into the decoder's matrices."""
-        if self.shards is not None:
-            self.shards.discard_gathered()
-        self._weight_copy()
+        with nullcontext() if self.shards is None else self.shards.update():
+            self._weight_copy()
 
     def load_adapter(self, state: Mapping[str, Tensor]) -> None:
         """Put these factors in the place of the trained ones."""
@@ -194,19 +193,6 @@ class FastEngine:
             self.drop_graphs()
             raise
 
-    @contextmanager
-    def _refuse_oom_of_shards(self, batch: PackedBatch) -> Iterator[None]:
-        """With sharded layers no rank can repeat a pass in smaller ones: the others wait in the middle of it."""
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            if self.shards is None:
-                raise
-            world, tokens = self.shards.world, len(batch.input_ids)
-            message = f"out of memory in a micro-batch of {tokens} tokens, with layers that are sharded over the GPUs"
-            hint = f"use train.max_tokens_per_microbatch={tokens // 2}, or more GPUs"
-            raise LorgnetteError(message, where=f"rank {world.rank} on {world.machine}", hint=hint) from error
-
     def drop_graphs(self) -> None:
         """Free all graphs and give their memory back to the GPU. The next micro-batches capture new ones."""
         self._static_inputs.clear()
@@ -227,10 +213,17 @@ class FastEngine:
 
     def _capture(self, inputs: StaticInputs) -> torch.cuda.CUDAGraph:
         assert self._graph_stream is not None
+        if self.shards is not None:
+            self.shards.forget_gathered()  # each replay begins with the first layer
         with self._graph_stream.capture() as graph:
             self._forward_backward(inputs)
         inputs.graph = graph
         return graph
+
+    def _replay(self, graph: torch.cuda.CUDAGraph) -> None:
+        graph.replay()
+        if self.shards is not None:
+            self.shards.forget_gathered()
 
     @torch.no_grad()
     def _forward_backward(self, inputs: StaticInputs) -> None:

@@ -253,7 +253,9 @@ class Trainer:
         status = self.world.status
         status.start_step(self.step + 1)
         learning_rate, is_out_of_memory = self._compute_learning_rate(), False
-        most_passes = max(self.world.gather_objects(len(microbatches))) if self.engine.shards else 0
+        shards = self.engine.shards
+        is_collective = shards is not None and shards.is_collective
+        most_passes = max(self.world.gather_objects(len(microbatches))) if is_collective else 0
         with status.phase("gradients"):
             while (loss := self._try_backward(microbatches)) is None:
                 microbatches, is_out_of_memory = self._halve_microbatches(microbatches, callbacks), True
