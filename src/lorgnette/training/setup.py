@@ -158,8 +158,9 @@ def build_training(
     with timer("engine"):
         optimizer_warmup.result()
         decoder = pending.wait_for_decoder()
-        if decoder.shards is not None:  # NCCL takes its memory with the first gathers
-            decoder.shards.run_empty_pass(backward=False)
+        if decoder.shards is not None:
+            decoder.shards.connect()
+            decoder.shards.run_empty_pass(backward=False)  # NCCL takes its memory with the first gathers
         refit = fit_memory(loaded=fit)
         if refit.max_tokens < fit.max_tokens:
             first_batches = pack_first(NUM_EXAMPLES_AHEAD, refit.max_tokens)
