@@ -97,11 +97,14 @@ def measure(
     shape = build_adapter_shape(checkpoint, LORA)
     torch.manual_seed(0)
     decoder = make_decoder(checkpoint, shape, world if is_sharded else None)
+    if decoder.shards is not None:
+        decoder.shards.connect()
     adapter = FlatLoraParams(shape, DEVICE)
     adapter.copy_from(FlatLoraParams.init_values(shape, 0))
     engine = FastEngine(decoder, adapter, RandomFeatures(get_feature_width(checkpoint)), dropout=LORA.dropout)
     options: dict[str, Any] = {"prefix_sharing": engine.prefix_sharing, "num_ranks": world.size}
-    if HAS_GPU and not is_sharded:
+    engine.sync_weights()
+    if HAS_GPU and (engine.shards is None or not engine.shards.is_collective):
         first = sampler.first_steps(1024, max_tokens, **options)
         engine.warmup(first)
         engine.capture_ahead(first)
@@ -114,7 +117,8 @@ def measure(
     free, total = torch.cuda.mem_get_info() if HAS_GPU else (0, 0)
     reserved = torch.cuda.memory_reserved() if HAS_GPU else 0
     return {
-        "model": folder.name, "gpus": world.size, "samples": samples, "is_sharded": is_sharded, "steps": len(steady),
+        "model": folder.name, "gpus": world.size, "samples": samples, "is_sharded": is_sharded,
+        "copies_rows": engine.shards is not None and not engine.shards.is_collective, "steps": len(steady),
         "tokens_per_gpu": round(statistics.mean(r.tokens_per_s * r.seconds for r in steady) / world.size),
         "ms_per_step": 1000 * seconds, "slowest_ms": 1000 * max(report.seconds for report in steady),
         "samples_per_s": samples / seconds, "all_reduce_ms": all_reduce_ms,
