@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.planning.gpus import GPUS
 from lorgnette.rank_status import RankError
 from lorgnette.training import launch
-from lorgnette.training.launch import count_ranks, is_rank, redirect_output, select_card
+from lorgnette.training.launch import build_rank_terminal, count_ranks, is_rank, redirect_output, select_card
 
 ShowGpus = Callable[[int], None]
 
@@ -91,16 +92,21 @@ def test_a_rank_without_a_gpu_is_named() -> None:
         select_card({"LOCAL_RANK": "1", "RANK": "5", "CUDA_VISIBLE_DEVICES": "0"})
 
 
-def test_output_goes_to_a_file_and_comes_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_goes_to_a_file_and_comes_back(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a notebook's kernel does
     log = tmp_path / "ranks" / "rank-1.log"
     for text in ("one", "two"):
         with redirect_output(log):
             os.write(1, f"{text}\n".encode())
-            os.write(2, b"error\n")
+            os.write(2, b"library\n")
+            sys.stdout.write("python\n")
+            build_rank_terminal().print("terminal")
     with redirect_output(None):
         os.write(1, b"rank 0\n")
     os.write(2, b"after\n")
-    assert log.read_text() == "one\nerror\ntwo\nerror\n"
+    assert log.read_text() == "".join(f"{text}\nlibrary\npython\nterminal\n" for text in ("one", "two"))
     assert capfd.readouterr() == ("rank 0\n", "after\n")
 
 

@@ -16,7 +16,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -187,8 +187,8 @@ def _build_cuda_error(size: int) -> UsageError:
 
 
 def build_rank_terminal() -> Terminal:
-    """For ranks but the first: prints to standard error, which is a file."""
-    return Terminal(Console(file=sys.stderr))
+    """For ranks but the first: prints to standard error, which is a file, also in a notebook."""
+    return Terminal(Console(file=sys.stderr, force_terminal=False, force_jupyter=False, color_system=None))
 
 
 def _build_launch_config(size: int, port: int) -> Any:
@@ -256,23 +256,22 @@ def redirect_output(path: Path | None) -> Iterator[None]:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = [os.dup(standard) for standard in (1, 2)]
-    _redirect(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), 1, 2)
-    try:
-        yield
-    finally:
-        for standard, descriptor in enumerate(before, start=1):
-            _redirect(descriptor, standard)
-
-
-def _redirect(descriptor: int, *standards: int) -> None:
-    """Let these standard streams write where the descriptor writes, which is closed."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, LorgnetteError):
             stream.flush()
-    for standard in standards:
-        os.dup2(descriptor, standard)
-    os.close(descriptor)
+    before = {standard: os.dup(standard) for standard in (1, 2)}
+    with (
+        path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as log,
+        redirect_stdout(log), redirect_stderr(log),  # in a notebook these are not the standard streams
+    ):  # fmt: skip
+        for standard in before:
+            os.dup2(log.fileno(), standard)
+        try:
+            yield
+        finally:
+            for standard, descriptor in before.items():
+                os.dup2(descriptor, standard)
+                os.close(descriptor)
 
 
 def _raise_interrupt(number: int) -> None:
