@@ -143,6 +143,7 @@ SLOW = [
     "tests/lora/test_adapter_settings.py::test_settings_come_back",
     "tests/models/test_positions.py",
     "tests/engine/test_loading.py::test_a_saved_adapter",
+    "tests/models/test_sharded_weight.py",
     "tests/models/test_text_decoder.py",
     "tests/models/test_vision_tower.py",
     "tests/models/test_weight_loader.py::test_loaded_weights",
