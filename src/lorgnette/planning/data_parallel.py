@@ -2,12 +2,11 @@
 
     step on n GPUs = compute(tokens / n) + all-reduce of the gradient
 
-    compute(t)  = (least³ + (t · seconds of a token)³)^⅓; few tokens fill a GPU badly
-    least       = 0.46 ms per layer + 460 tokens
+    compute(t)  = (t + 250) tokens, but at least 0.6 ms for each layer: few tokens fill a GPU badly
     all-reduce  = 2 (n − 1) / n · 4 bytes per trained parameter / bandwidth, as of a ring
 
-The constants are fitted to the fast engine's steps of 561, 2,238 and 8,952 tokens at Qwen2-VL-2B and 7B, and to the
-all-reduces of their gradients, on four NVIDIA H100 with NVLink.
+The constants are fitted to steps of Qwen2-VL-2B and 7B, of 561 to 36,000 tokens on one, two and four NVIDIA H100 or
+H200, and to the all-reduces of their gradients, with NVLink.
 """
 
 import math
@@ -20,8 +19,9 @@ from lorgnette.planning.throughput import ENGINE_SPEEDS, count_token_flops
 
 PAYING_SHARE = 0.8
 """Of what a GPU does alone: with less, another GPU does not pay."""
-_LAYER_SECONDS, _LEAST_TOKENS = 0.46e-3, 460
+_LAYER_SECONDS, _STEP_TOKENS = 0.6e-3, 250
 _MOST_TOKENS = 1 << 18
+_NEARLY = 0.95  # steps of as many examples differ in their tokens
 _MOST_GROWTH = 16
 """Of a step that is advised."""
 
@@ -42,7 +42,7 @@ class ParallelEstimate:
 
     @property
     def pays(self) -> bool:
-        return self.paying_tokens is not None and self.tokens >= self.paying_tokens
+        return self.paying_tokens is not None and self.tokens >= _NEARLY * self.paying_tokens
 
     def describe(self, seconds_alone: float, batch_size: int) -> list[str]:
         """What they gain, and if they do not pay, with how many examples in a step they would.
@@ -59,8 +59,9 @@ class ParallelEstimate:
         enough = math.ceil(batch_size * self.paying_tokens / self.tokens / self.num_gpus) * self.num_gpus
         if enough > _MOST_GROWTH * batch_size:
             return [*lines, "this model is too small to use them well"]
-        least = f"they are used well from {self.paying_tokens} tokens each on: train.batch_size={enough}"
-        return [*lines, f"{least}, which is another training, of fewer and larger steps"]
+        least = int(float(f"{self.paying_tokens:.2g}"))
+        advice = f"they are used well from about {least} tokens each on: train.batch_size={enough}"
+        return [*lines, f"{advice}, which is another training, of fewer and larger steps"]
 
 
 def format_duration(seconds: float) -> str:
@@ -93,8 +94,8 @@ def _compute_step_seconds(workload: Workload, gpu: Gpu, tokens: int) -> float:
     if gpu.tflops is None:
         raise ValueError(f"the speed of {gpu.name} is not known")
     of_token = count_token_flops(workload) / (speed.step_fraction * gpu.tflops * 1e12)
-    least = speed.min_microbatch_s or _LAYER_SECONDS * workload.text.num_layers + _LEAST_TOKENS * of_token
-    return float((least**3 + (tokens * of_token) ** 3) ** (1 / 3))
+    least = speed.min_microbatch_s or _LAYER_SECONDS * workload.text.num_layers
+    return max(least, (tokens + _STEP_TOKENS) * of_token)
 
 
 def _compute_all_reduce_seconds(workload: Workload, gpu: Gpu, num_gpus: int) -> float:

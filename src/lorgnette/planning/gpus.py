@@ -17,7 +17,7 @@ GPU_NAMES: tuple[GpuName, ...] = get_args(GpuName)
 _VARIANTS = {"Laptop", "Ti", "SUPER", "D", "PCIe", "PCIE", "NVL"}
 _NVIDIA_SMI_SECONDS = 10
 _MIB_PER_GIB = 1024
-_LINKS = {(9, 0): 340e9, AMPERE: 220e9}  # NVLink in servers; an A100's is assumed by the ratio of the published rates
+_LINKS = {(9, 0): 325e9, AMPERE: 215e9}  # NVLink in servers; an A100's is assumed by the ratio of the published rates
 _PCIE_BYTES_PER_S = 10e9
 _QUERY = "name,memory.total,memory.free,compute_cap"
 
