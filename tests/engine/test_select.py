@@ -102,9 +102,14 @@ def test_dropout_prevents_prefix_sharing_unless_grouped_by_image() -> None:
 
 def test_layers_that_cannot_be_cut_are_refused(hf_config: dict[str, Any]) -> None:
     """Of train.fully_shard=auto they stay whole."""
-    for words, message in ((["quantization=nf4"], "NF4 weights"), (["engine=reference"], "in the reference engine")):
+    recurrent = hf_config | {"model_type": "qwen3_5"}
+    for word, model, message in (
+        ("quantization=nf4", hf_config, "NF4 weights"), ("engine=reference", recurrent, "in the reference engine"),
+    ):  # fmt: skip
         with pytest.raises(UsageError, match=f"{message}.* not cut .* train.fully_shard=true"):
-            select_engine(settings(*words, "train.fully_shard=true"), hf_config, on_gpu=True)
+            select_engine(settings(word, "train.fully_shard=true"), model, on_gpu=True)
         for choice in ("auto", "false"):
-            select_engine(settings(*words, f"train.fully_shard={choice}"), hf_config, on_gpu=True)
+            select_engine(settings(word, f"train.fully_shard={choice}"), model, on_gpu=True)
     assert select_engine(settings("train.fully_shard=true"), hf_config, on_gpu=True) == ("fast", None)
+    reference = settings("engine=reference", "train.fully_shard=true")
+    assert select_engine(reference, hf_config, on_gpu=True)[0] == "reference"

@@ -38,7 +38,7 @@ from lorgnette.training import callbacks, rank_process, run, trainer  # noqa: F4
 COLORS = ["red", "green", "blue", "yellow", "black", "white", "magenta", "cyan"]
 SETTINGS = {
     "model": "demo", "engine": "fast", "run": "run", "image_size": 28, "lora.rank": 2, "lora.dropout": 0.1,
-    "data.holdout": 2, "train.batch_size": 3, "train.max_steps": 8, "train.save_steps": 2, "train.eval_steps": 100,
+    "data.holdout": 2, "train.batch_size": 6, "train.max_steps": 8, "train.save_steps": 2, "train.eval_steps": 100,
     "train.learning_rate": 0.001, "predict.max_new_tokens": 1, "report_to": "none", "device": "cpu",
 }  # fmt: skip
 FAULT_STEP = 4

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy, pad
 
 from lorgnette.config import LoraSettings
 from lorgnette.distributed import allocate_flat_grad
-from lorgnette.engine.base import Shards
+from lorgnette.engine.base import Shards, refuse_oom_of_shards
 from lorgnette.engine.loss_scale import allocate_loss_scale
 from lorgnette.engine.nf4_linear import build_loading_options, replace_quantized_linears, set_compute_dtype
 from lorgnette.engine.packed_attention import ATTENTION_NAME, Segments, build_segments, group_by_length
@@ -40,13 +40,15 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from lorgnette.engine.fsdp_layers import FsdpLayers
+
 
 class ReferenceEngine:
     """Computes losses of packed batches; adds gradients to the `.grad` of PEFT's parameters."""
 
     prefix_sharing = eval_prefix_sharing = False
 
-    def __init__(self, model: "PeftModel", features: Features) -> None:
+    def __init__(self, model: "PeftModel", features: Features, shards: "FsdpLayers | None" = None) -> None:
         base = model.get_base_model()
         self.model, self.features = model, features
         self._can_pack = find_family(base.config.model_type).can_pack
@@ -55,7 +57,7 @@ class ReferenceEngine:
         self._embedding = base.get_input_embeddings()
         self.device, self.dtype = self._embedding.weight.device, self._embedding.weight.dtype
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.shards: Shards | None = None
+        self.shards: Shards | None = shards
         self.loss_scale = allocate_loss_scale(self.dtype, self.device)
 
     @cached_property
@@ -64,10 +66,14 @@ class ReferenceEngine:
         return allocate_flat_grad(self.parameters)
 
     def backward(self, batch: PackedBatch) -> Float[Tensor, ""]:
-        """As Engine.backward. The batch's dropout keys are not used: PEFT draws from torch's global random state."""
+        """As Engine.backward. The batch's dropout keys are not used: PEFT draws from torch's global random state.
+
+        Raises LorgnetteError in place of torch.OutOfMemoryError if the layers are sharded.
+        """
         self.model.train()
-        loss = self.compute_weighted_loss(batch)
-        (loss if self.loss_scale is None else loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]
+        with refuse_oom_of_shards(self.shards, len(batch.input_ids)):
+            loss = self.compute_weighted_loss(batch)
+            (loss if self.loss_scale is None else loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     @torch.no_grad()

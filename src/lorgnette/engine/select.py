@@ -26,9 +26,10 @@ def select_engine(
     has_nf4 = select_quantization(settings.quantization, hf_config) is not None
     if engine == "reference" and has_nf4:
         require_bitsandbytes()
-    if settings.train.fully_shard is True and (has_nf4 or engine == "reference"):
-        what = "NF4 weights are" if has_nf4 else "a model in the reference engine is"
-        hint = "use train.fully_shard=auto" + ("" if has_nf4 else ", or engine=fast")
+    family = find_family(hf_config.get("model_type"))
+    if settings.train.fully_shard is True and (has_nf4 or (engine == "reference" and not family.can_pack)):
+        what = "NF4 weights are" if has_nf4 else f"{family.title} in the reference engine is"
+        hint = "use train.fully_shard=auto"
         raise UsageError(f"{what} not cut over several GPUs", where="train.fully_shard=true", hint=hint)
     return engine, reason
 

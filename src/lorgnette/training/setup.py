@@ -111,15 +111,11 @@ def build_training(
     in_dtype = settings.model_copy(update={"dtype": f"{dtype}".removeprefix("torch.")})
     fit_memory = partial(fit_to_memory, in_dtype, data, sampler, engine, device, terminal, kept_tokens, world=world)
     fit = fit_memory()
-    if engine == "reference":
-        max_tokens = fit.max_tokens
-        return _build_reference(
-            settings, data, device, dtype, resume_from, compute_image_features, max_tokens, timer, world
-        )
-
     if fit.num_shards > 1:
         text = f"each of {fit.num_shards} GPUs holds a part of every layer, and gathers the one that computes"
         terminal.print(f"layers     {text}")
+    if engine == "reference":
+        return _build_reference(settings, data, device, dtype, resume_from, compute_image_features, fit, timer, world)
 
     # Pack the first steps: they determine the CUDA graphs to capture.
     prefix_sharing = select_prefix_sharing(settings, "fast")
@@ -214,16 +210,22 @@ def _build_reference(
     dtype: torch.dtype,
     resume_from: Path | None,
     compute_image_features: Callable[[Features], TrainingData],
-    max_tokens: int,
+    fit: MemoryFit,
     timer: StageTimer,
     world: World,
 ) -> TrainingSetup:
     with timer("transformers"):
         from lorgnette.engine import peft_engine
+        from lorgnette.engine.fsdp_layers import load_sharded_model
         from lorgnette.features.image_features import HfVisionTower
 
+    shards = None
     with timer("weights"):
-        base = peft_engine.load_base_model(data.checkpoint, device, dtype)
+        if fit.num_shards == 1:
+            base = peft_engine.load_base_model(data.checkpoint, device, dtype)
+        else:
+            model, shards = load_sharded_model(data.checkpoint, settings, resume_from, device, dtype, world)
+            base = model.get_base_model()
     is_live = set(settings.lora.parts) != {"language"}  # a trained tower or merger computes new features every step
     tower, exchange, hf_config = HfVisionTower(base), None, data.checkpoint.load_hf_config()
     if world.size > 1 and not is_live and has_known_sizes(hf_config):
@@ -233,16 +235,18 @@ def _build_reference(
     with timer("adapter"):
         _synchronize(device)
         if resume_from is None:
-            model = peft_engine.add_adapter(base, data.checkpoint.family, settings.lora, settings.seed)
+            if shards is None:
+                model = peft_engine.add_adapter(base, data.checkpoint.family, settings.lora, settings.seed)
             if settings.adapter is not None:
                 peft_engine.set_adapter_state(model, SavedAdapter.load(settings.adapter).state)
             torch.manual_seed(settings.seed)  # dropout's sequence starts here, on the CPU and on CUDA
-        else:
+        elif shards is None:
             model = peft_engine.load_adapter(base, resume_from, is_trainable=True)
-    engine, copy_adapter = peft_engine.ReferenceEngine(model, features), partial(peft_engine.copy_adapter_state, model)
+    engine = peft_engine.ReferenceEngine(model, features, shards)
+    copy_adapter = partial(peft_engine.copy_adapter_state, model)
     load_adapter = partial(peft_engine.set_adapter_state, model)
     release = torch.cuda.empty_cache
-    return TrainingSetup(engine, model, copy_adapter, load_adapter, release, features, data, max_tokens)
+    return TrainingSetup(engine, model, copy_adapter, load_adapter, release, features, data, fit.max_tokens)
 
 
 def fit_to_memory(
@@ -270,10 +274,10 @@ def fit_to_memory(
         least = max(longest, max_tokens)
         train = settings.train.model_copy(update={"max_tokens_per_microbatch": max_tokens})
         settings = settings.model_copy(update={"train": train})
-    config = data.checkpoint.load_hf_config()
+    config, can_pack = data.checkpoint.load_hf_config(), data.checkpoint.family.can_pack
     if device.type != "cuda" or not has_known_sizes(config):
         return loaded or MemoryFit(
-            max_tokens, 0, 0, num_shards=_select_num_shards(settings, engine, world, lambda: True)
+            max_tokens, 0, 0, num_shards=_select_num_shards(settings, engine, can_pack, world, lambda: True)
         )
     if loaded is None:
         free = compute_free_bytes(torch.cuda.mem_get_info(device)[0], has_context=True)
@@ -289,7 +293,7 @@ def fit_to_memory(
     def fits_whole() -> bool:
         return workload.nf4_values > 0 or find_fit(workload, least, free) is not None
 
-    num_shards = loaded.num_shards if loaded else _select_num_shards(settings, engine, world, fits_whole)
+    num_shards = loaded.num_shards if loaded else _select_num_shards(settings, engine, can_pack, world, fits_whole)
     workload = replace(workload, num_shards=num_shards)
     fit = find_fit(workload, least, free, loaded)
     if fit is None:
@@ -313,13 +317,15 @@ def _describe_fit(fit: MemoryFit, workload: Workload) -> str:
     return text
 
 
-def _select_num_shards(settings: Settings, engine: EngineName, world: World, fits_whole: Callable[[], bool]) -> int:
+def _select_num_shards(
+    settings: Settings, engine: EngineName, can_pack: bool, world: World, fits_whole: Callable[[], bool]
+) -> int:
     """Over how many ranks the layers are cut: all, or 1, which is not at all. The same on every rank.
 
-    fits_whole: whether this rank can hold all of every layer.
+    can_pack: of the family (models/family.py). fits_whole: whether this rank can hold all of every layer.
     """
     choice = settings.train.fully_shard
-    if world.size == 1 or engine == "reference" or choice is False:
+    if world.size == 1 or choice is False or (engine == "reference" and not can_pack):
         return 1
     return 1 if choice == "auto" and all(world.gather_objects(fits_whole())) else world.size
 
