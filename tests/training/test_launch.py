@@ -72,6 +72,8 @@ def test_torchrun_says_the_number(show_gpus: ShowGpus, monkeypatch: pytest.Monke
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert is_rank()
     assert [count_ranks(gpus, "auto") for gpus in (None, 2, "2")] == [1, 1, 1]
+    with pytest.raises(UsageError, match="device=mps is not several GPUs"):
+        count_ranks(None, "mps")
     for gpus in (4, "all", 1):
         with pytest.raises(UsageError, match=f"torchrun has started 2 processes · gpus={gpus} · leave gpus out"):
             count_ranks(gpus, "auto")

@@ -12,7 +12,7 @@ from lorgnette.distributed import World
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.report.console import Terminal, is_silent_rank
 from lorgnette.report.run_dir import RunDir
-from lorgnette.training.ranks import Ranks, _count_machines, _describe, open_ranks
+from lorgnette.training.ranks import Ranks, _check_machines, _describe, _has_gpu_for_each, open_ranks
 from tests.ranks import run_ranks
 
 
@@ -59,32 +59,67 @@ def test_the_first_rank_alone_opens_the_folder(tmp_path: Path) -> None:
     assert second == (f"{tmp_path / 'run'}", False, [".lock"])
 
 
-def test_slurm_that_gives_more_machines_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise each machine would train a world of its own."""
-    for name in ("SLURM_NNODES", "SLURM_STEP_NUM_NODES", "GROUP_WORLD_SIZE"):
+@pytest.fixture
+def outside_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_NNODES", "SLURM_STEP_NUM_NODES", "SLURM_STEP_NUM_TASKS", "TORCHELASTIC_RUN_ID", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    world = World(size=8, local_size=4)
-    assert _count_machines(world) == 2
-    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
-    assert _count_machines(world) == 1
+
+
+@pytest.mark.usefixtures("outside_slurm")
+def test_slurm_that_gives_more_machines_is_refused(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise each machine would train a world of its own."""
+    _check_machines(1)
     monkeypatch.setenv("SLURM_NNODES", "2")
-    with pytest.raises(
-        UsageError, match=r"SLURM has given 2 machines, and torchrun's world has 1 · .* --rdzv-endpoint"
-    ):
-        _count_machines(world)
+    _check_machines(2)
+    message = r"SLURM has given 2 machines, and torchrun's world has 1 · .* --rdzv-endpoint"
+    with pytest.raises(UsageError, match=message):
+        _check_machines(1)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")  # one process on each of two machines that did not meet
+    with pytest.raises(UsageError, match=message), open_ranks(None, "cpu", terminal):
+        pass
     monkeypatch.setenv("SLURM_STEP_NUM_NODES", "1")  # of the step of srun, which may use fewer
-    assert _count_machines(world) == 1
+    with open_ranks(None, "cpu", terminal):
+        pass
 
 
-def test_tasks_of_slurm_that_train_alone_are_said(
-    terminal: Terminal, terminal_output: io.StringIO, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("outside_slurm")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("SLURM_STEP_NUM_TASKS", "SLURM has started 4 tasks, and each trains alone; "),
+        ("SLURM_NNODES", "SLURM has given 4 machines, and this training uses one; "),
+    ],
+)
+def test_what_slurm_gave_in_vain_is_said(
+    name: str, said: str, terminal: Terminal, terminal_output: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv(name, "4")
     with open_ranks(None, "cpu", terminal) as ranks:
         assert ranks == Ranks(1)
-    assert "SLURM has started 4 tasks, and each trains alone; " in terminal_output.getvalue()
+    assert said in terminal_output.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("device", "found", "expected"),
+    [
+        ("auto", 0, False), ("auto", 4, True), ("cuda", 5, True),
+        ("cuda", 0, r"4 processes on .*, which shows 0 GPUs · device=cuda · start torchrun with --nproc-per-node=1"),
+        ("auto", 2, r"4 processes on .*, which shows 2 GPUs · device=auto · start torchrun with --nproc-per-node=2"),
+    ],
+)  # fmt: skip
+def test_a_machine_has_a_gpu_for_each_rank(
+    device: str, found: int, expected: bool | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: found)
+    if isinstance(expected, bool):
+        assert _has_gpu_for_each(device) is expected
+    else:
+        with pytest.raises(LorgnetteError, match=expected):
+            _has_gpu_for_each(device)
+
+
+@pytest.mark.usefixtures("outside_slurm")
 def test_the_number_of_gpus_and_machines_is_said(terminal: Terminal, terminal_output: io.StringIO) -> None:
     with open_ranks(3, "cpu", terminal) as ranks:
         assert (ranks.num_to_start, ranks.is_main, ranks.broadcast("mine")) == (3, True, "mine")

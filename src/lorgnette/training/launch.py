@@ -52,6 +52,8 @@ def count_ranks(gpus: NumGpus, device: str) -> int:
         if gpus is not None and str(gpus) != world_size:
             message = f"torchrun has started {world_size} processes"
             raise UsageError(message, where=where, hint=f"leave gpus out, or write gpus={world_size}")
+        if device == "mps":
+            raise UsageError("device=mps is not several GPUs", where="torchrun", hint="start one process alone")
         return 1
     if gpus is None:
         return 1

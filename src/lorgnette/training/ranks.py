@@ -6,6 +6,7 @@ learn from it which folder that is. All compare what they have read before they 
 
 import hashlib
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -85,16 +86,20 @@ def open_ranks(gpus: NumGpus, device: str, terminal: Terminal) -> Iterator[Ranks
     SLURM has given.
     """
     num_to_start = count_ranks(gpus, device)
-    if not is_rank():
-        if num_to_start > 1:
-            terminal.print(f"ranks      {_describe(num_to_start, 1, device)}")
-        elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-            tasks = os.environ["SLURM_STEP_NUM_TASKS"]
-            terminal.warn(f"SLURM has started {tasks} tasks, and each trains alone; for one training see {GUIDE}")
-        yield Ranks(num_to_start)
+    if is_rank():
+        with _join_torchrun(device, terminal) as world:
+            yield Ranks(1, world)
         return
-    with _join_torchrun(device, terminal) as world:
-        yield Ranks(1, world)
+    tasks, machines = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")), _count_given_machines()
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun, with one process
+        _check_machines(1)
+    elif tasks > 1:
+        terminal.warn(f"SLURM has started {tasks} tasks, and each trains alone; for one training see {GUIDE}")
+    elif machines > 1:
+        terminal.warn(f"SLURM has given {machines} machines, and this training uses one; for all see {GUIDE}")
+    if num_to_start > 1:
+        terminal.print(f"ranks      {_describe(num_to_start, 1, device)}")
+    yield Ranks(num_to_start)
 
 
 @contextmanager
@@ -102,17 +107,17 @@ def _join_torchrun(device: str, terminal: Terminal) -> Iterator["World"]:
     from torch.distributed.distributed_c10d import _get_default_store
 
     from lorgnette.distributed import join_world, leave_world
-    from lorgnette.planning.gpus import find_gpus
     from lorgnette.training.rank_process import end_with_parent, watch_ranks
 
     end_with_parent()
-    is_cuda = device == "cuda" or (device == "auto" and bool(find_gpus()))
+    is_cuda = device != "cpu" and _has_gpu_for_each(device)
     if is_cuda:
         select_card()
     world = join_world("cuda" if is_cuda else "cpu")
     try:
         with watch_ranks(world.status, terminal.warn, _get_default_store()):
-            num_machines = _count_machines(world)
+            num_machines = int(os.environ.get("GROUP_WORLD_SIZE") or world.size // world.local_size)
+            _check_machines(num_machines)
             terminal.print(f"ranks      {_describe(world.size, num_machines, 'cuda' if is_cuda else 'cpu')}")
             yield world
             leave_world(world)
@@ -122,15 +127,30 @@ def _join_torchrun(device: str, terminal: Terminal) -> Iterator["World"]:
         raise SystemExit(get_exit_status(error)) from error  # the first rank says it
 
 
-def _count_machines(world: "World") -> int:
-    """How many take part. Raises UsageError if SLURM has given more: each would be a world of its own."""
-    num_machines = int(os.environ.get("GROUP_WORLD_SIZE") or world.size // world.local_size)
-    given = int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES") or 1)
-    if given > num_machines:
-        message = f"SLURM has given {given} machines, and torchrun's world has {num_machines}"
+def _has_gpu_for_each(device: str) -> bool:
+    """Whether this machine has GPUs. Raises LorgnetteError, in all its ranks, if they are too few."""
+    import torch
+
+    found, needed = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
+    if found < needed and (found or device == "cuda"):
+        message = f"torchrun has started {needed} processes on {socket.gethostname()}, which shows {found} GPUs"
+        raise LorgnetteError(
+            message, where=f"device={device}", hint=f"start torchrun with --nproc-per-node={found or 1}"
+        )
+    return found > 0
+
+
+def _count_given_machines() -> int:
+    """How many SLURM has given to this step or job."""
+    return int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES") or 1)
+
+
+def _check_machines(number: int) -> None:
+    """Raise UsageError if SLURM has given more machines than take part: each would train alone."""
+    if (given := _count_given_machines()) > number:
+        message = f"SLURM has given {given} machines, and torchrun's world has {number}"
         hint = f"start one torchrun on each with srun, and one --rdzv-endpoint for all: {GUIDE}"
         raise UsageError(message, where="SLURM_NNODES", hint=hint)
-    return num_machines
 
 
 def _describe(num_ranks: int, num_machines: int, device: str) -> str:
