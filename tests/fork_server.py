@@ -15,6 +15,7 @@ import gc
 import importlib
 import json
 import os
+import pathlib
 import runpy
 import select
 import signal
@@ -62,6 +63,10 @@ def import_all(modules: list[str]) -> None:
             importlib.import_module(module)
     if "transformers.conversion_mapping" in sys.modules:  # it compiles a thousand patterns for the first model
         sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("qwen2_vl")
+    if templates := sys.modules.get("lorgnette.report.html.templates"):
+        for path in pathlib.Path(str(templates.__file__)).parent.glob("*.j2"):
+            with contextlib.suppress(templates.jinja2.UndefinedError):  # it lacks its values, but is compiled
+                templates.render(path.name)
     gc.freeze()  # a collection in a child would copy the pages of all these objects
 
 

@@ -7,7 +7,7 @@ import pytest
 from lorgnette.data import DataReport
 from lorgnette.report.check_report import CheckReport, SplitSummary
 from lorgnette.report.html.check_page import write_check_page
-from lorgnette.report.html.templates import write_page
+from lorgnette.report.html.templates import render, write_page
 
 
 def test_values_are_escaped_and_missing_ones_are_errors(tmp_path: Path) -> None:
@@ -43,3 +43,10 @@ def test_pages_have_no_path_of_this_machine(tmp_path: Path) -> None:
     assert write_command(f"check {tmp_path}/a.csv <b>", tmp_path) == f"check {tmp_path}/a.csv &lt;b&gt;"
     assert write_command(f"check '{Path.home()}/my data/a.csv'", tmp_path) == "check ~/&#39;my data/a.csv&#39;"
     assert f"(images/a.jpg) (/mnt{tmp_path}/b.jpg) ({tmp_path}s/c.jpg) (~/d.jpg)" in html
+
+
+def test_pages_of_a_process_share_their_code_and_no_folder(tmp_path: Path) -> None:
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        values = {"title": "t", "summary": f"({folder}/x.jpg)", "data": {}}
+        assert "(x.jpg)" in render("base.html.j2", folders=[folder], **values)
+        assert f"({folder}/x.jpg)" in render("base.html.j2", **values)

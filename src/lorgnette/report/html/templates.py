@@ -6,11 +6,28 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2.bccache import Bucket
 from markupsafe import Markup, escape
 
 from lorgnette.io.atomic import write_text
 from lorgnette.report.html.charts import tabulate_charts
 from lorgnette.report.manifest import hide_home
+
+
+class _CompiledTemplates(jinja2.BytecodeCache):
+    """The code of the templates that this process has compiled, which takes longer than to fill them."""
+
+    def __init__(self) -> None:
+        self._codes: dict[tuple[str, str], Any] = {}
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        bucket.code = self._codes.get((bucket.key, bucket.checksum))
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        self._codes[bucket.key, bucket.checksum] = bucket.code
+
+
+_COMPILED = _CompiledTemplates()
 
 
 def write_page(path: Path, template: str, *, folders: Iterable[Path] = (), **values: Any) -> None:
@@ -31,6 +48,7 @@ def render(template: str, *, folders: Iterable[Path] = (), **values: Any) -> str
         finalize=_build_path_shortener(folders),
         trim_blocks=True,
         lstrip_blocks=True,
+        bytecode_cache=_COMPILED,
     )
     environment.filters |= {"tabulate_charts": tabulate_charts, "as_typed": _keep_folders}
     return environment.get_template(template).render(**values)
