@@ -9,7 +9,15 @@ import pytest
 from lorgnette.config import Settings
 from lorgnette.models.registry import FAMILIES, parse_sizes
 from lorgnette.planning.card_fit import Variant, find_variant, list_variants
-from lorgnette.planning.memory import GIB, Workload, compute_usable_bytes, find_fit, measure_nf4, predict_memory
+from lorgnette.planning.memory import (
+    GIB,
+    EngineName,
+    Workload,
+    compute_usable_bytes,
+    find_fit,
+    measure_nf4,
+    predict_memory,
+)
 from lorgnette.types import Image, ImageGrid
 
 SIZES = {size.names[0]: size.config for family in FAMILIES.values() for size in family.sizes}
@@ -100,3 +108,20 @@ def test_a_start_in_turn_holds_either_tower_or_decoder() -> None:
     assert in_turn["features"]["vision tower"] == together["features"]["vision tower"] > 0
     assert sum(in_turn["warm-up"].values()) < sum(together["features"].values()) / 2
     assert in_turn["backward"] == together["backward"]
+
+
+def test_several_gpus_share_the_layers_before_a_setting_changes() -> None:
+    """As `train` does: not with NF4, and in the reference engine not where it cannot pack."""
+
+    def count_shards(config: dict[str, Any], engine: EngineName, num_gpus: int, **settings: Any) -> list[int]:
+        chosen = Settings(image_size=None, lora={"rank": 8}, **settings)
+        workload = Workload.from_settings(chosen, config, engine, (2000, 320), [], [])
+        variants = list_variants(chosen, config, workload, [(145, [100])], 28, num_gpus)
+        return [variant.workload.num_shards for variant in variants if not variant.words]
+
+    qwen3_5 = SIZES["Qwen/Qwen3.5-4B"]
+    assert count_shards(LARGE, "fast", 1) == [1]
+    assert count_shards(LARGE, "fast", 4) == count_shards(LARGE, "reference", 4) == [1, 4]
+    assert count_shards(LARGE, "fast", 4, train={"fully_shard": True}) == [4]
+    assert count_shards(LARGE, "fast", 4, train={"fully_shard": False}) == [1]
+    assert count_shards(LARGE, "fast", 4, quantization="nf4") == count_shards(qwen3_5, "reference", 4) == [1]

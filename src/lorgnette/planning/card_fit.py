@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lorgnette.config import Settings
+from lorgnette.models.registry import find_family
 from lorgnette.planning.memory import MemoryFit, Workload, find_fit, measure_nf4, predict_memory
 
 _SMALL_RANK = 8
@@ -36,8 +37,10 @@ def list_variants(
     """
     longest = max(length for length, _ in examples)
     variants, words = [Variant((), workload, longest)], list[str]()
-    choice = settings.train.fully_shard
-    if num_gpus > 1 and choice is not False and not workload.nf4_values and workload.engine == "fast":
+    choice, can_shard = settings.train.fully_shard, num_gpus > 1 and not workload.nf4_values
+    if workload.engine == "reference":
+        can_shard &= find_family(hf_config.get("model_type")).can_pack
+    if can_shard and choice is not False:
         sharded = Variant((), replace(workload, num_shards=num_gpus), longest)
         variants = [sharded] if choice is True else [*variants, sharded]
     if not workload.nf4_values and not workload.text.experts:
