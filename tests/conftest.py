@@ -137,6 +137,7 @@ SLOW = [
     "tests/engine/test_loading.py::test_weights_equal",
     "tests/engine/test_open_for_training.py::test_a_small_decoder",
     "tests/engine/test_nf4_linear.py",
+    "tests/engine/test_fsdp_layers.py",
     "tests/lora/test_unquantized_base.py",
     "tests/engine/test_peft_engine.py::test_losses_and_gradients_are_float32",
     "tests/engine/test_peft_engine.py::test_weights_that_transformers_ignores",

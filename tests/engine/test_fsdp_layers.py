@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorgnette.config import LoraSettings
+from lorgnette import config
 from lorgnette.distributed import World
 from lorgnette.engine.base import run_on_main_rank
-from lorgnette.engine.fsdp_layers import FsdpLayers, open_mesh
+from lorgnette.engine.fsdp_layers import load_sharded_model
 from lorgnette.engine.peft_engine import ReferenceEngine, add_adapter, load_base_model
 from lorgnette.features.image_features import Features, HfVisionTower
 from lorgnette.inference.loading import LoadedModel
@@ -23,24 +23,30 @@ from lorgnette.processing.processor import Processor
 from lorgnette.types import Example, PackedBatch
 from tests.ranks import run_ranks
 
-CPU = torch.device("cpu")
-LORA = LoraSettings(rank=4, alpha=8, dropout=0.0)
-
 
 def build_engine(
-    folder: Path, processor: Processor, batches: Sequence[PackedBatch], dtype: torch.dtype, world: World | None
+    folder: Path,
+    processor: Processor,
+    batches: Sequence[PackedBatch],
+    job: tuple[str, torch.dtype],
+    world: World | None,
 ) -> ReferenceEngine:
-    """The tiny model with an adapter that changes its outputs; in a world its layers are cut."""
-    checkpoint = BaseCheckpoint.from_folder(folder)
-    model = add_adapter(load_base_model(checkpoint, CPU, dtype), checkpoint.family, LORA, seed=3)
+    """The tiny model with an adapter that changes its outputs; in a world its layers are cut. job: device, dtype."""
+    checkpoint, device = BaseCheckpoint.from_folder(folder), torch.device(job[0])
+    settings = config.load_settings({"lora.rank": 4, "lora.dropout": 0, "seed": 3})
+    shards = None
+    if world is None:
+        base = load_base_model(checkpoint, device, job[1])
+        model = add_adapter(base, checkpoint.family, settings.lora, settings.seed)
+    else:
+        model, shards = load_sharded_model(checkpoint, settings, None, device, job[1], world)
     torch.manual_seed(5)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
+            parameter.data.copy_(torch.randn(parameter.shape) * 0.05)
     features = Features(HfVisionTower(model.get_base_model()), processor.image_processor, is_live=False)
     for batch in batches:
         assert not features.prepare(batch.grids)
-    shards = None if world is None else FsdpLayers(model, CPU, world, open_mesh(CPU, world))
     return ReferenceEngine(model, features, shards)
 
 
@@ -53,10 +59,10 @@ def compute(engine: ReferenceEngine, batches: Sequence[PackedBatch]) -> Tensor:
 
 
 def train_rank(
-    world: World, folder: Path, processor: Processor, batches: Sequence[PackedBatch], dtype: torch.dtype
+    world: World, folder: Path, processor: Processor, batches: Sequence[PackedBatch], job: tuple[str, torch.dtype]
 ) -> dict[str, Any]:
     """Rank 0 has two micro-batches, rank 1 one and an empty pass."""
-    whole, cut = (build_engine(folder, processor, batches, dtype, part) for part in (None, world))
+    whole, cut = (build_engine(folder, processor, batches, job, part) for part in (None, world))
     shares = [batches[:2], batches[2:]][world.rank]
     expected, gradient = compute(whole, shares), compute(cut, shares)
     if world.rank == 1:
@@ -84,14 +90,24 @@ def answer(engine: ReferenceEngine, processor: Processor, example: Example) -> l
     return [next(iter(model.generate_answers([example], sampling, adapter=name))).text for name in adapters]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+NEEDS_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        ("cpu", torch.float32), ("cpu", torch.bfloat16),
+        pytest.param(("cuda", torch.float32), marks=NEEDS_GPUS), pytest.param(("cuda", torch.bfloat16), marks=NEEDS_GPUS),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_layers_that_are_cut_compute_what_whole_ones_do(
-    tiny: Path, adapter_metadata: AdapterMetadata, conversations: list[Example], dtype: torch.dtype
+    tiny: Path, adapter_metadata: AdapterMetadata, conversations: list[Example], job: tuple[str, torch.dtype]
 ) -> None:
     processor = Processor.from_folder(tiny, adapter_metadata.processor)
     encoded = [processor.encode(example) for example in conversations]
     batches = [pack(encoded[i : i + 2], 10) for i in (0, 2, 3)]
-    for result in run_ranks(train_rank, 2, tiny, processor, batches, dtype):
+    for result in run_ranks(train_rank, 2, tiny, processor, batches, job, device_type=job[0]):
         assert result["is_equal"]
         assert result["norm"] > 0
         assert result["losses"][0] == result["losses"][1]
