@@ -103,7 +103,7 @@ def test_what_slurm_gave_in_vain_is_said(
     ("device", "found", "expected"),
     [
         ("auto", 0, False), ("auto", 4, True), ("cuda", 5, True),
-        ("cuda", 0, r"4 processes on .*, which shows 0 GPUs · device=cuda · start torchrun with --nproc-per-node=1"),
+        ("cuda", 0, r"4 processes on .*, which shows 0 GPUs · device=cuda · use device=cpu"),
         ("auto", 2, r"4 processes on .*, which shows 2 GPUs · device=auto · start torchrun with --nproc-per-node=2"),
     ],
 )  # fmt: skip

@@ -134,9 +134,8 @@ def _has_gpu_for_each(device: str) -> bool:
     found, needed = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
     if found < needed and (found or device == "cuda"):
         message = f"torchrun has started {needed} processes on {socket.gethostname()}, which shows {found} GPUs"
-        raise LorgnetteError(
-            message, where=f"device={device}", hint=f"start torchrun with --nproc-per-node={found or 1}"
-        )
+        hint = f"start torchrun with --nproc-per-node={found}" if found else "use device=cpu"
+        raise LorgnetteError(message, where=f"device={device}", hint=hint)
     return found > 0
 
 
