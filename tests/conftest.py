@@ -109,6 +109,8 @@ SLOW = [
     "tests/report/trackers/test_wandb.py",
     "tests/training/test_eval_samples.py",
     "tests/training/test_setup.py",
+    "tests/training/test_ranks.py",
+    "tests/training/test_run.py::test_ranks_that_see",
     "tests/hub/test_download.py::test_a_slow_server",
     "tests/hub/test_http.py::test_the_server_says_how_long",
     "tests/metrics/test_registry.py",
