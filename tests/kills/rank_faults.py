@@ -245,7 +245,8 @@ def try_fault(folder: Path, name: str, ranks: int, *, resume: bool) -> Result:
                     os.kill(left_process, number)
                     time.sleep(0.2)
         wait_until(has_ended)
-    printed = [line for line in (folder / "output.txt").read_text().splitlines() if not line.startswith("step ")]
+    lines = (folder / "output.txt").read_text().splitlines()
+    printed = [line for line in lines if not re.match(r"step +\d+ +(eval )?loss", line)]
     run_folder = folder / "run"
     checkpoints = sorted(path.name for path in run_folder.glob("checkpoints/*"))
     is_done, resumes = (run_folder / "adapter").exists(), None

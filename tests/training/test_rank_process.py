@@ -172,6 +172,22 @@ def test_a_stopped_rank_waits_until_all_have_stopped() -> None:
     assert ranks[1].row["outcome"] == Outcome.STOPPED
 
 
+def test_a_stopped_rank_does_not_wait_for_those_that_it_cannot_see() -> None:
+    """The store ends with the agent of torchrun."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    watchdog = Watchdog(RankStatus(0, allocate_table(2)), print, store)
+    watchdog._store = BrokenStore()
+    begin = time.monotonic()
+    with watchdog:
+        rank_process._wait_for_others(RankStatus(0, allocate_table(2)), watchdog)
+    assert time.monotonic() - begin < 10
+
+
+class BrokenStore:
+    def set(self, key: str, value: bytes) -> None:
+        raise RuntimeError("Broken pipe")
+
+
 def test_the_end_of_a_rank_is_recorded() -> None:
     done, failed = RankStatus(), RankStatus()
     with watch_ranks(done, print):

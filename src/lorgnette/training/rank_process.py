@@ -54,6 +54,8 @@ class Watchdog:
         self._status, self._say = status, say
         # A connection of its own: the other one may wait long.
         self._store = store and store.clone()  # type: ignore[attr-defined]
+        self._has_parent_to_speak = store is None
+        self.sees_others = True
         self._keys = [f"rank_status/{rank}" for rank in range(status.size)]
         self._parent = os.getppid()
         self._beats, self._seen = np.full(status.size, -1), np.full(status.size, time.monotonic())
@@ -84,15 +86,21 @@ class Watchdog:
 
     def exchange_rows(self) -> None:
         """Write this rank's row to the store and read the others. If the store is gone, so is its process."""
-        if self._store is None:
-            return
         table, rank = self._status.table, self._status.rank
-        with self._lock, suppress(RuntimeError):
-            self._store.set(self._keys[rank], table[rank].tobytes().rstrip(b"\0"))
-            if self._store.check(self._keys):
-                for other, row in enumerate(self._store.multi_get(self._keys)):
-                    if other != rank:
-                        table[other : other + 1] = np.frombuffer(bytes(row).ljust(ROW.itemsize, b"\0"), ROW)
+        with self._lock:
+            if self._store is None:
+                return
+            try:
+                self._exchange_rows(self._store, table, rank)
+            except RuntimeError:
+                self._store, self.sees_others = None, False
+
+    def _exchange_rows(self, store: "Store", table: NDArray[Any], rank: int) -> None:
+        store.set(self._keys[rank], table[rank].tobytes().rstrip(b"\0"))
+        if store.check(self._keys):
+            for other, row in enumerate(store.multi_get(self._keys)):
+                if other != rank:
+                    table[other : other + 1] = np.frombuffer(bytes(row).ljust(ROW.itemsize, b"\0"), ROW)
 
     def _check_parent(self) -> None:
         """Stop as after TERM if the process that started this one is gone."""
@@ -146,7 +154,7 @@ class Watchdog:
         """End this process now: its main thread may never run again."""
         self._status.record_error(error)
         self.exchange_rows()
-        if self._status.rank == find_speaker(self._status.table) and self._store is not None:
+        if self._status.rank == find_speaker(self._status.table) and not self._has_parent_to_speak:
             self._say(str(find_cause(self._status.table) or error))
         leave_process(1)
 
@@ -179,7 +187,8 @@ def _wait_for_others(status: RankStatus, watchdog: Watchdog) -> None:
     end, table = time.monotonic() + STOP_SECONDS, status.table
     while time.monotonic() < end:
         watchdog.exchange_rows()
-        if not any(table["outcome"][r] == Outcome.RUNNING and not is_gone(table, r) for r in range(status.size)):
+        is_running = (table["outcome"][r] == Outcome.RUNNING and not is_gone(table, r) for r in range(status.size))
+        if not watchdog.sees_others or not any(is_running):
             return
         time.sleep(0.05)
 
