@@ -1,8 +1,8 @@
 """Lets a training of several ranks fail in every way, and prints what the user sees.
 
-    python rank_faults.py FOLDER [NAME …] [--ranks N] [--table]
+    python rank_faults.py FOLDER [NAME …] [--ranks N] [--device cpu] [--resume] [--table]
 
-Every fault is a run of `lorgnette train … gpus=N device=cpu` whose rank 1 (or 0) is broken on purpose, or which gets a
+Every fault is a run of `lorgnette train … gpus=N device=cpu`, or with GPUs on `--device cuda`, whose rank 1 (or 0) is broken on purpose, or which gets a
 signal. A fault is described by what the command printed, its exit status, what is on disk, whether it can be resumed,
 and the seconds from the fault to the end. No process may be left.
 
@@ -110,7 +110,7 @@ def run_out_of_memory() -> None:
 
 
 def shorten_limits() -> None:
-    rank_process.PERIOD, rank_process.SAID_SECONDS, rank_process.LIMIT_SECONDS = 0.1, 2.0, 5.0
+    rank_process.PERIOD, rank_process.SAID_SECONDS, rank_process.LIMIT_SECONDS = 0.1, 5.0, 12.0
 
 
 FAULTS = {
@@ -274,10 +274,12 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--ranks", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--resume", action="store_true", help="resume each run with one rank")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    SETTINGS["device"] = arguments.device
     arguments.folder.mkdir(parents=True, exist_ok=True)
     results = {}
     for name in arguments.names or FAULTS:
