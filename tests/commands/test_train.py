@@ -45,18 +45,22 @@ def test_only_a_run_that_has_started_stays(
     assert (tmp_path / "run").exists() is has_started
 
 
-def test_what_failed_ranks_printed_does_not_keep_the_folder(
-    make_settings: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_named", [False, True])
+def test_what_failed_ranks_printed_stays_if_the_error_names_it(
+    is_named: bool, make_settings: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    log = tmp_path / "run" / "ranks" / "rank-1.log"
+
     def fail(settings: Settings, run_dir: RunDir, *_: Any) -> None:
         run_dir.ranks.mkdir()
-        (run_dir.ranks / "rank-1.log").write_text("no memory")
-        raise LorgnetteError("no")
+        log.write_text("no memory")
+        raise LorgnetteError("no", hint=f"see its output: {log}" if is_named else None)
 
     monkeypatch.setattr(train_module, "_train", fail)
     with pytest.raises(LorgnetteError, match="no"):
         train(make_settings())
-    assert not (tmp_path / "run").exists()
+    assert log.exists() is is_named
+    assert (tmp_path / "run").exists() is is_named
 
 
 def test_auto_metrics_are_resolved_once(

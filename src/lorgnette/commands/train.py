@@ -285,10 +285,12 @@ def _discard_failed_run(run_dir: RunDir) -> Iterator[None]:
     before = set(run_dir.path.iterdir())
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         own_files = (run_dir.config, run_dir.manifest, run_dir.lock_file)
         files = set(run_dir.path.iterdir()) if run_dir.is_in_place else set()
-        folders = {path for path in files - before if is_written_rows(path) or path == run_dir.ranks}
+        folders = {path for path in files - before if is_written_rows(path)}
+        if str(run_dir.ranks) not in str(error):  # it does not name what a rank printed
+            folders |= {run_dir.ranks} & files
         if run_dir.is_in_place and files <= {*own_files, *folders}:
             for path in folders:
                 remove_folder(path)
