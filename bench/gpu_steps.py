@@ -22,6 +22,7 @@ from lorgnette.config import ProcessorSettings, TrainSettings
 from lorgnette.distributed import World, join_world, leave_world
 from lorgnette.engine.fast import FastEngine
 from lorgnette.engine.loading import NO_MODULES, allocate_decoder
+from lorgnette.engine.open_for_training import MAX_GRAPHS_AHEAD
 from lorgnette.io.atomic import write_json
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.models.adapter_shape import AdapterShape
@@ -105,9 +106,9 @@ def measure(
     options: dict[str, Any] = {"prefix_sharing": engine.prefix_sharing, "num_ranks": world.size}
     engine.sync_weights()
     if HAS_GPU and (engine.shards is None or not engine.shards.is_collective):
-        first = sampler.first_steps(1024, max_tokens, **options)
+        first = sampler.first_steps(4096, max_tokens, **options)
         engine.warmup(first)
-        engine.capture_ahead(first)
+        engine.capture_ahead(first, most_graphs=MAX_GRAPHS_AHEAD)
 
     recorder = Recorder()
     Trainer(engine, sampler, [], settings, max_tokens, world).train(recorder)

@@ -6,6 +6,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -179,6 +180,25 @@ def test_prefixes_are_shared_if_their_dropout_masks_are(make_engine: Callable[..
     assert not make_engine(0.3).prefix_sharing
     assert make_engine(0.3, group_by_image=True).prefix_sharing
     assert make_engine(0.3).eval_prefix_sharing
+
+
+def test_graphs_are_captured_ahead_for_shares_of_other_sizes(
+    make_engine: Callable[..., FastEngine], encoded: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One by one from the largest; every batch then has its graph."""
+    engine, captured = make_engine(), list[BatchShape]()
+    batches = [pack(encoded[:1] * n, 10) for n in (2, 12, 11, 2, 12)]
+    monkeypatch.setattr(engine, "_graph_stream", SimpleNamespace(reserve=lambda size: None))
+    monkeypatch.setattr(engine, "_use_graphs", True)
+    monkeypatch.setattr(engine, "_capture", lambda inputs: captured.append(inputs.shape))
+    monkeypatch.setattr(engine, "_replay", lambda graph: None)
+    for most, count in ((1, 1), (2, 2), (9, 3)):
+        captured.clear()
+        engine.capture_ahead(batches, most_graphs=most)
+        assert len(captured) == count
+        assert captured[0] == BatchShape.covering(batches)
+    assert [shape.tokens for shape in captured] == sorted((shape.tokens for shape in captured), reverse=True)
+    assert all(any(shape.fits(BatchShape.from_batch(batch)) for shape in captured) for batch in batches)
 
 
 @CUDA

@@ -48,9 +48,9 @@ def test_the_adapter_is_initialized_or_resumed(
         loads.append(checkpoint.folder)
         return load(checkpoint, *rest, **options)
 
-    def check_capture(self: FastEngine, batches: Any, pool_bytes: int) -> None:
-        assert pool_bytes == 1000
-        capture(self, batches, pool_bytes)
+    def check_capture(self: FastEngine, batches: Any, pool_bytes: int, most_graphs: int) -> None:
+        assert (pool_bytes, most_graphs) == (1000, 1)
+        capture(self, batches, pool_bytes, most_graphs)
 
     monkeypatch.setattr(module, "load_decoder", record_load)
     monkeypatch.setattr(FastEngine, "capture_ahead", check_capture)

@@ -88,20 +88,24 @@ class FastEngine:
         num_layers = len(self.decoder.layers)
         self.decoder.compute_losses(self.decoder.forward(inputs.x, inputs.batch, None, recompute_layers=num_layers))
 
-    def capture_ahead(self, batches: Sequence[PackedBatch], pool_bytes: int = 0) -> None:
+    def capture_ahead(self, batches: Sequence[PackedBatch], pool_bytes: int = 0, most_graphs: int = 1) -> None:
         """Capture the graph that these batches will share, and replay it once to upload it to the device.
 
-        pool_bytes: what micro-batches need beside weights and adapter, taken from the device first. Their steps then
-        replay the graph from the first one on. All kernels must be loaded, as after `warmup` of a smaller model. When
-        memory is short, nothing is captured; the first step then splits its micro-batches.
+        pool_bytes: what micro-batches need beside weights and adapter, taken from the device first. most_graphs: one
+        for the largest batches and all of about their size, the next for those that are left. Their steps then replay
+        the graph from the first one on. All kernels must be loaded, as after `warmup` of a smaller model. When memory
+        is short, nothing is captured; the first step then splits its micro-batches.
         """
         if self._graph_stream is None:
             return
         with suppress(torch.OutOfMemoryError), self._drop_graphs_on_oom():
             self._graph_stream.reserve(pool_bytes)
-            inputs = self._load_largest(batches)
-            if self._use_graphs:
-                self._replay(self._capture(inputs))
+            while batches and most_graphs:
+                inputs = self._load_largest(batches)
+                if self._use_graphs:
+                    self._replay(self._capture(inputs))
+                batches = [b for b in batches if not inputs.shape.fits(BatchShape.from_batch(b))]
+                most_graphs -= 1
         self.flat_grad.zero_()
 
     @torch.no_grad()

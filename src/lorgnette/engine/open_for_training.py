@@ -28,6 +28,10 @@ from lorgnette.planning.limits import MAX_PATCHES_PER_CALL, WARMUP_LAYERS
 from lorgnette.planning.memory import MemoryFit
 from lorgnette.types import ImageGrid, PackedBatch
 
+MAX_GRAPHS_AHEAD = 3
+"""Captured before the first step by several ranks, whose shares differ more in size than steps do. A graph that one
+rank captures later holds up all."""
+
 
 class PendingEngine(NamedTuple):
     """Both waits raise LorgnetteError if files are broken or do not fit. build_engine captures the first graph; what is
@@ -120,7 +124,7 @@ def open_for_training(
         options: dict[str, Any] = {"group_by_image": group_by_image, "recompute_layers": fit.recompute_layers}
         engine = FastEngine(loaded, adapter, features, dropout=lora.dropout, **options)
         # The replay inside may read a half-initialized adapter: nothing of it is kept, and the copy below follows.
-        engine.capture_ahead(batches, fit.pool_bytes)
+        engine.capture_ahead(batches, fit.pool_bytes, 1 if world.size == 1 else MAX_GRAPHS_AHEAD)
         adapter_init.result()
         engine.sync_weights()
         return engine

@@ -44,7 +44,7 @@ from lorgnette.types import ImageGrid
 if TYPE_CHECKING:
     from peft import PeftModel
 
-NUM_EXAMPLES_AHEAD = 1024
+NUM_EXAMPLES_AHEAD, NUM_EXAMPLES_AHEAD_OF_RANKS = 1024, 4096
 """Examples of the first steps, whose largest micro-batch sets the shape of the first CUDA graph."""
 
 
@@ -120,7 +120,8 @@ def build_training(
     # Pack the first steps: they determine the CUDA graphs to capture.
     prefix_sharing = select_prefix_sharing(settings, "fast")
     pack_first = partial(sampler.first_steps, prefix_sharing=prefix_sharing, num_ranks=world.size)
-    first_batches = pack_first(NUM_EXAMPLES_AHEAD, fit.max_tokens)
+    num_ahead = NUM_EXAMPLES_AHEAD if world.size == 1 else NUM_EXAMPLES_AHEAD_OF_RANKS
+    first_batches = pack_first(num_ahead, fit.max_tokens)
 
     # Start everything on threads: optimizer kernels, weights, adapter, image decoding.
     image_processor = data.processor.image_processor
@@ -159,7 +160,7 @@ def build_training(
             decoder.shards.run_empty_pass(backward=False)  # NCCL takes its memory with the first gathers
         refit = fit_memory(loaded=fit)
         if refit.max_tokens < fit.max_tokens:
-            first_batches = pack_first(NUM_EXAMPLES_AHEAD, refit.max_tokens)
+            first_batches = pack_first(num_ahead, refit.max_tokens)
         fast = pending.build_engine(decoder, refit, first_batches)
         _synchronize(device)
     model = loading.FastModel(fast.decoder, fast.adapter, features)
