@@ -22,6 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +134,11 @@ class Bench:
             name = f"coco-{count}"
             part = epoch.train(self.work, table, name, [*words, *self.choose_gpus(count)], end - time.monotonic())
             part["epoch_s"] = part["features_s"] + num_steps * part["ms_per_step"] / 1000
+            part |= describe_steps(self.work / name / "log.jsonl")
             figures[f"{count}"] = part
             print(name, json.dumps(part), flush=True)
         one, several = figures["1"], figures[f"{self.num_gpus}"]
-        names = ("epoch_s", "features_s", "ms_per_step")
+        names = ("epoch_s", "features_s", "ms_per_step", "median_ms")
         return figures | {"speedups": {name: one[name] / several[name] for name in names}}
 
     def measure_small(self, limit: float) -> dict[str, Any]:
@@ -197,8 +199,15 @@ class Bench:
             environment = self.open_environment() | {
                 "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "4",
             }  # fmt: skip
-            process.run(command, out / "log.txt", end - time.monotonic(), cwd=out, environment=environment)
+            if find_spec("liger_kernel") is None:
+                environment["NO_LIGER"] = "1"
+            try:
+                process.run(command, out / "log.txt", end - time.monotonic(), cwd=out, environment=environment)
+            except process.FailedError:
+                print(*(out / "log.txt").read_text(errors="replace").splitlines()[-40:], sep="\n", flush=True)
+                raise
             run = json.loads((out / "run.json").read_text())
+            run |= {"has_liger": "NO_LIGER" not in environment}
             run["samples_per_s"] = run["steady_steps"] * samples / run["steady_s"]
             figures[f"{count}"] = run
             print("peer", count, json.dumps({name: run[name] for name in ("samples_per_s", "peak_gib")}), flush=True)
@@ -218,6 +227,15 @@ def compare_steps(measured: list[dict[str, Any]]) -> dict[str, dict[str, float]]
             if one["is_sharded"]:
                 slower[f"{one['model']}, {one['tokens_per_gpu']} tokens for each GPU"] = 100 * (ratio - 1)
     return {"speedups": speedups, "sharded_slower_percent": slower}
+
+
+def describe_steps(log: Path) -> dict[str, Any]:
+    """The median step after those that warm up, and the steps that took half as long again: (step, ms) of each."""
+    records = [r for r in run_log.read_log(log) if r["kind"] == "train" and r["step"] > epoch.NUM_WARMUP_STEPS]
+    median = statistics.median(record["seconds"] for record in records)
+    slow = [(r["step"], round(1000 * r["seconds"], 1)) for r in records if r["seconds"] > 1.5 * median]
+    means = {name: statistics.mean(record.get(name, 0.0) for record in records) for name in ("data_wait", "imbalance")}
+    return {"median_ms": 1000 * median, "slow_steps": slow, **means}
 
 
 _held: list[torch.Tensor] = []
