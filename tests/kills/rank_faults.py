@@ -2,9 +2,9 @@
 
     python rank_faults.py FOLDER [NAME …] [--ranks N] [--device cpu] [--resume] [--table]
 
-Every fault is a run of `lorgnette train … gpus=N device=cpu`, or with GPUs on `--device cuda`, whose rank 1 (or 0) is broken on purpose, or which gets a
-signal. A fault is described by what the command printed, its exit status, what is on disk, whether it can be resumed,
-and the seconds from the fault to the end. No process may be left.
+Every fault is a run of `lorgnette train … gpus=N device=cpu`, or with GPUs on `--device cuda`, whose rank 1 (or 0) is
+broken on purpose, or which gets a signal. A fault is described by what the command printed, its exit status, what is on
+disk, whether it can be resumed, and the seconds from the fault to the end. No process may be left.
 
 Every run is forked from this process, which has imported everything. Prints a JSON object; --table: a Markdown table.
 """
