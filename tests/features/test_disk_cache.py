@@ -61,6 +61,22 @@ def test_appended_features_read_back(open_cache: Callable[..., FeatureDiskCache]
     assert not torch.equal(reopened.get(key(0)), reopened.get(key(5)))
 
 
+def test_features_are_read_again_from_their_place(open_cache: Callable[..., FeatureDiskCache], tmp_path: Path) -> None:
+    """Also from a deleted file; a shorter one is an error."""
+    cache = open_cache()
+    assert cache.locate(key(2)) is None
+    cache.append({key(i): rows(i) for i in (1, 2, 4)}, is_synced=False)
+    cache.refresh()
+    place, last = cache.locate(key(2)), cache.locate(key(4))
+    out = torch.empty(place.num_rows, place.width, dtype=torch.bfloat16)
+    os.truncate(tmp_path / "features" / "set" / "rows", last.offset + 1)
+    with pytest.raises(LorgnetteError, match="cannot be read again: the file has become shorter"):
+        last.read_into(torch.empty_like(rows(4)).view(torch.uint8).numpy().reshape(-1))
+    shutil.rmtree(tmp_path / "features" / "set")
+    place.read_into(out.view(torch.uint8).numpy().reshape(-1))
+    assert torch.equal(out, rows(2))
+
+
 def test_an_image_is_stored_once_whichever_cache_appends_it(
     open_cache: Callable[..., FeatureDiskCache], tmp_path: Path
 ) -> None:

@@ -490,3 +490,24 @@ def test_mapped_features_are_kept_without_a_copy() -> None:
     assert STORED_GRIDS[1] not in storage
     mapped.fill_(2.0)
     assert storage.gather(STORED_GRIDS[:1]).tolist() == [[2.0, 2.0]]
+
+
+def test_features_left_on_disk_are_read_when_gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside others that are kept or mapped; CUDA alone does so, and pins the memory."""
+    empty = torch.empty
+
+    def allocate(*sizes: int, pin_memory: bool = False, **options: Any) -> Tensor:
+        return empty(*sizes, **options)
+
+    monkeypatch.setattr(torch, "empty", allocate)
+    rows = [torch.full((grid.num_tokens, WIDTH), i + 1.0) for i, grid in enumerate(STORED_GRIDS)]
+    cache = open_cache(tmp_path)
+    cache.append({bytes([0] * 32): rows[0], bytes([2] * 32): rows[2]})
+    cache.refresh()
+    storage = FeatureStorage(torch.device("cpu"), torch.float32)
+    places = {STORED_GRIDS[i]: cache.locate(bytes([i] * 32)) for i in (0, 2)}
+    cache.close()
+    storage.leave_on_disk({grid: place for grid, place in places.items() if place})
+    storage._mapped[STORED_GRIDS[1]] = rows[1]
+    for order in ([2, 0, 1, 2], [1, 0, 2]):
+        assert torch.equal(storage.gather([STORED_GRIDS[i] for i in order]), torch.cat([rows[i] for i in order]))

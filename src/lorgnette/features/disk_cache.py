@@ -19,6 +19,7 @@ import mmap
 import os
 import shutil
 import tempfile
+import weakref
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,9 +27,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import PIL
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lorgnette.distributed import World
@@ -121,6 +123,7 @@ class FeatureDiskCache:
                 evict_oldest(root, self._folder, MAX_BYTES)
             self._index, self._index_bytes_read = dict[bytes, tuple[int, int, int]](), 0
             self._damaged: list[bytes] = []
+            self._rows_file: _OpenFile | None = None
             self._read_set()
         except OSError as error:
             raise self._build_error(f"cannot be opened: {error.strerror or error}") from error
@@ -159,25 +162,29 @@ class FeatureDiskCache:
             return None
         return torch.frombuffer(self._map, dtype=self._dtype, count=count, offset=offset).view(rows, self._width)
 
+    def locate(self, key: bytes) -> "StoredFeatures | None":
+        """Where the image's features are in the file; None if they were not stored at the last `refresh`.
+
+        Their checksum is not looked at: another rank has just read or written them.
+        """
+        first, rows, _ = self._index.get(key, (0, 0, 0))
+        if not rows or self._map is None or (first + rows) * self._row_bytes > len(self._map):
+            return None
+        if self._rows_file is None:
+            self._rows_file = _OpenFile(self._folder / "rows")
+        return StoredFeatures(self._rows_file, first * self._row_bytes, rows, self._width)
+
     def append(self, features: Mapping[bytes, Float[Tensor, "_ C"]], *, is_synced: bool = True) -> None:
         """Store features from host memory. Raises LorgnetteError if the disk is full or not writable.
 
-        is_synced: wait until the rows are on the disk. Without it other processes see them at once, and a power
-        failure may damage them until `sync` returns.
+        is_synced: wait until the rows are on the disk. Other processes see them in any case; a power failure that
+        damages them shows in their checksums.
         """
         stored = [_StoredRows.from_tensor(key, rows.to(self._dtype)) for key, rows in features.items() if len(rows)]
         try:
             with lock_file(self._folder / "lock", fcntl.LOCK_EX):
                 self._read_index()
                 self._append_rows([rows for rows in stored if rows.key not in self._index], is_synced=is_synced)
-        except OSError as error:
-            raise self._build_error(f"cannot be written: {error.strerror or error}") from error
-
-    def sync(self) -> None:
-        """Wait until all rows are on the disk. Raises LorgnetteError if the disk fails."""
-        try:
-            with open(self._folder / "rows", "ab", opener=open_no_follow) as file:
-                os.fsync(file.fileno())
         except OSError as error:
             raise self._build_error(f"cannot be written: {error.strerror or error}") from error
 
@@ -240,6 +247,42 @@ class FeatureDiskCache:
         if self.is_temporary:
             hint = "set TMPDIR to another disk; the run continues without the folder"
         return LorgnetteError(f"disk cache of image features {message}", where=str(self._folder), hint=hint)
+
+
+class _OpenFile:
+    """A file to read from, also once it is deleted. It is closed when nobody has this object any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.descriptor = path, os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
+
+
+class StoredFeatures(NamedTuple):
+    """Features of an image in the file of a set. offset: bytes."""
+
+    file: _OpenFile
+    offset: int
+    num_rows: int
+    width: int
+
+    def read_into(self, out: UInt8[np.ndarray, " B"]) -> None:
+        """Fill host memory with their bytes. Raises LorgnetteError if the file cannot be read.
+
+        Touching the pages of a mapped file for the first time would take many times as long.
+        """
+        done = 0
+        while done < len(out):
+            try:
+                count = os.preadv(self.file.descriptor, [out[done:].data], self.offset + done)
+            except OSError as error:
+                raise self._build_error(error.strerror or str(error)) from error
+            if count == 0:
+                raise self._build_error("the file has become shorter")
+            done += count
+
+    def _build_error(self, reason: str) -> LorgnetteError:
+        message = f"image features cannot be read again: {reason}"
+        return LorgnetteError(message, where=str(self.file.path), hint="delete its folder, and resume the run")
 
 
 class _StoredRows(NamedTuple):

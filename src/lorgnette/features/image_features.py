@@ -27,7 +27,7 @@ from lorgnette.data import load_resized
 from lorgnette.distributed import World
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.decode_pool import DecodePool, ImageContent, Pixels
-from lorgnette.features.disk_cache import FeatureDiskCache, hash_image
+from lorgnette.features.disk_cache import FeatureDiskCache, StoredFeatures, hash_image
 from lorgnette.features.patchify import Patchifier
 from lorgnette.planning.limits import FEATURE_MEMORY_FRACTION, MAX_PATCHES_PER_CALL
 from lorgnette.processing.image_processor import ImageProcessor
@@ -109,7 +109,7 @@ class FeatureStorage:
         # In one piece: features that are kept in pieces of what a tower used would keep all of that from others.
         self._free = None if device_bytes is None else torch.empty(device_bytes, dtype=torch.uint8, device=device)
         self._features: dict[ImageGrid, Float[Tensor, "P C"]] = {}
-        self._mapped: dict[ImageGrid, Float[Tensor, "P C"]] = {}
+        self._mapped: dict[ImageGrid, Float[Tensor, "P C"] | StoredFeatures] = {}
 
     def __contains__(self, grid: ImageGrid) -> bool:
         return grid in self._features or grid in self._mapped
@@ -153,6 +153,10 @@ class FeatureStorage:
         else:
             self._features |= features
 
+    def leave_on_disk(self, features: Mapping[ImageGrid, StoredFeatures]) -> None:
+        """Read features when `gather` asks for them, on CUDA."""
+        self._mapped |= features
+
     def gather(self, grids: Sequence[ImageGrid]) -> Float[Tensor, "P C"]:
         """The features of the images, one after the other, on the device."""
         is_cuda = self._device.type == "cuda"  # MPS may read the source after a copy that does not wait
@@ -163,13 +167,16 @@ class FeatureStorage:
             parts |= dict(zip(mapped, torch.split(rows, [grid.num_tokens for grid in mapped]), strict=True))
         return torch.cat([parts[grid].to(self._device, non_blocking=is_cuda) for grid in grids])
 
-    def _copy_to_device(self, mapped: Sequence[Float[Tensor, "_ C"]]) -> Float[Tensor, "P C"]:
+    def _copy_to_device(self, parts: Sequence[Float[Tensor, "_ C"] | StoredFeatures]) -> Float[Tensor, "P C"]:
         """Through pinned memory that torch reuses. The host waits for nothing but the disk."""
-        if self._device.type != "cuda":
-            return torch.cat(list(mapped)).to(self._device)
-        rows, width = sum(map(len, mapped)), mapped[0].shape[1]
-        host = torch.empty(rows, width, dtype=self._dtype, pin_memory=True)
-        torch.cat(list(mapped), out=host)
+        lengths = [part.num_rows if isinstance(part, StoredFeatures) else len(part) for part in parts]
+        width = parts[0].width if isinstance(parts[0], StoredFeatures) else parts[0].shape[1]
+        host = torch.empty(sum(lengths), width, dtype=self._dtype, pin_memory=True)
+        for part, rows in zip(parts, torch.split(host, lengths), strict=True):
+            if isinstance(part, StoredFeatures):
+                part.read_into(rows.view(torch.uint8).numpy().reshape(-1))
+            else:
+                rows.copy_(part)
         return host.to(self._device, non_blocking=True)
 
 
@@ -337,16 +344,18 @@ class Features:
             except LorgnetteError as error:  # this rank makes all images
                 self._read_error = error
             is_checked = world.size == world.local_size  # not over the network, if machines share the folder
-            stored = {images[i]: disk_cache.get(key, is_checked=is_checked) for i, key in all_keys.items()}
-            self._storage.map({grid: rows for grid, rows in stored.items() if rows is not None})
+            if is_checked and self.device.type == "cuda":
+                places = {images[i]: disk_cache.locate(key) for i, key in all_keys.items()}
+                self._storage.leave_on_disk({grid: place for grid, place in places.items() if place is not None})
+            else:
+                stored = {images[i]: disk_cache.get(key, is_checked=is_checked) for i, key in all_keys.items()}
+                self._storage.map({grid: rows for grid, rows in stored.items() if rows is not None})
         world.barrier()  # all have mapped what is in a temporary folder
         if disk_cache is not None and disk_cache.is_temporary:
             if world.is_local_main:
                 disk_cache.remove()
             disk_cache.close()
             self._disk_cache = None
-        elif disk_cache is not None:
-            self._writes.append(self._writer.submit(disk_cache.sync))
         missing = [grid for grid in images if grid not in failed and grid not in self]
         self.num_unshared += len(missing)
         for own_error in self._prepare_share(missing, lambda count: None, World()).values():
