@@ -62,7 +62,7 @@ def test_only_its_command_imports_the_demo() -> None:
 
 
 def test_settings_are_few() -> None:
-    assert len(config.list_settings()) <= 50
+    assert len(config.list_settings()) <= 51
 
 
 def test_shipped_files_have_an_origin() -> None:
