@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from lorgnette.rank_status import RankStatus, allocate_table
 from lorgnette.report.console import Terminal
 from lorgnette.training.interrupt import STOP_SIGNALS, GracefulInterrupt, StopSignals
 
@@ -78,6 +79,18 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(terminal: Terminal
         assert not interrupt.is_requested
     finally:
         signal.signal(number, before)
+
+
+def test_the_agents_signal_after_a_failure_says_nothing(terminal: Terminal, terminal_output: io.StringIO) -> None:
+    """torch's agent ends the ranks because one has failed: there is no next step."""
+    table = allocate_table(2)
+    own, other = (RankStatus(rank, table) for rank in range(2))
+    for number in range(2):
+        with GracefulInterrupt(terminal, own) as interrupt:
+            send(signal.SIGTERM)
+            assert interrupt.is_requested
+        assert terminal_output.getvalue().count("stopping after this step") == 1, number
+        other.record_error(ValueError("row 17"))
 
 
 def test_another_thread_sets_no_handlers(terminal: Terminal) -> None:

@@ -63,7 +63,7 @@ class GracefulInterrupt(StopSignals):
         return self.number is not None
 
     def on_first(self, number: int) -> None:
-        if self._status is not None and find_cause(self._status.table):
+        if self._status is not None and self._status.size > 1 and find_cause(self._status.table):
             return  # torch's agent ends the ranks because one has failed: there will be no next step
         name = "" if number == signal.SIGINT else f"{signal.Signals(number).name}: "
         self._terminal.warn(f"{name}stopping after this step; press Ctrl-C again to stop at once without saving")
