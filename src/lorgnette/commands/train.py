@@ -15,7 +15,7 @@ from lorgnette.commands.arguments import SettingsLike, as_name, build_settings, 
 from lorgnette.commands.settings_in_words import describe_prompt
 from lorgnette.commands.write_rows import write_rows
 from lorgnette.config import Settings
-from lorgnette.errors import UsageError
+from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.atomic import remove_folder, write_json, write_text
 from lorgnette.io.paths import join_sources, split_sources
 from lorgnette.metrics.own_metric import MetricFunction, check_own_metrics, resolve_metric_names
@@ -232,6 +232,7 @@ def _train(
         if ranks.num_to_start == 1 and settings.device != "cpu":
             start_cuda_init()
         with gc_paused():
+            from lorgnette.training.checkpoint import find_latest_checkpoint
             from lorgnette.training.run import run_training
 
             if ranks.num_to_start > 1 and settings.device == "cpu":
@@ -246,7 +247,12 @@ def _train(
                 own = build_rank_terminal()
                 run_training(settings, run_dir, data, eval_processor, (), StageTimer(own), own, UserCallbacks(), world)
 
-    ranks.run(settings.device, run_dir, train_rank)
+    try:
+        ranks.run(settings.device, run_dir, train_rank)
+    except LorgnetteError:
+        if ranks.num_to_start > 1 and (latest := find_latest_checkpoint(run_dir.checkpoints)):
+            terminal.print(f"saved      at step {latest[0]}; to resume: {run_dir.resume_command}")
+        raise
 
 
 def _import_reference_engine(class_name: str) -> None:
