@@ -58,7 +58,8 @@ class FastEngine:
         self._use_graphs = self._use_padding and not (self.shards and self.shards.is_collective)
         self.parameters, self.flat_grad = [adapter.values], adapter.flat_grad
         self.loss_scale = allocate_loss_scale(self.dtype, self.device)
-        self._weight_copy = adapter.attach(decoder)
+        with self._update_weights():  # other ranks read them in their first pass
+            self._weight_copy = adapter.attach(decoder)
         self.prefix_sharing = not dropout or group_by_image
         self.eval_prefix_sharing = True
         self._dropout, self._recompute_layers = dropout, recompute_layers
@@ -81,12 +82,15 @@ class FastEngine:
         return inputs.loss.clone()
 
     @torch.no_grad()
-    def warmup(self, batches: Sequence[PackedBatch]) -> None:
-        """Run once as in training and once as in evaluation, without images, to compile and load every kernel."""
-        inputs = self._load_largest(batches)
-        self._run_eager(inputs)
+    def warmup(self, batches: Sequence[PackedBatch], most_graphs: int = 1) -> None:
+        """Run once as in training and once as in evaluation, without images, to compile and load every kernel.
+
+        most_graphs: as of `capture_ahead`. Another shape may select other variants of a kernel.
+        """
         num_layers = len(self.decoder.layers)
-        self.decoder.compute_losses(self.decoder.forward(inputs.x, inputs.batch, None, recompute_layers=num_layers))
+        for inputs in self._iter_shapes(batches, most_graphs):
+            self._run_eager(inputs)
+            self.decoder.compute_losses(self.decoder.forward(inputs.x, inputs.batch, None, recompute_layers=num_layers))
 
     def capture_ahead(self, batches: Sequence[PackedBatch], pool_bytes: int = 0, most_graphs: int = 1) -> None:
         """Capture the graph that these batches will share, and replay it once to upload it to the device.
@@ -100,12 +104,9 @@ class FastEngine:
             return
         with suppress(torch.OutOfMemoryError), self._drop_graphs_on_oom():
             self._graph_stream.reserve(pool_bytes)
-            while batches and most_graphs:
-                inputs = self._load_largest(batches)
+            for inputs in self._iter_shapes(batches, most_graphs):
                 if self._use_graphs:
                     self._replay(self._capture(inputs))
-                batches = [b for b in batches if not inputs.shape.fits(BatchShape.from_batch(b))]
-                most_graphs -= 1
         self.flat_grad.zero_()
 
     @torch.no_grad()
@@ -126,8 +127,12 @@ class FastEngine:
 
     def sync_weights(self) -> None:
         """Copy the fp32 master weights into the decoder's matrices."""
-        with nullcontext() if self.shards is None else self.shards.update():
+        with self._update_weights():
             self._weight_copy()
+
+    def _update_weights(self) -> AbstractContextManager[None]:
+        """Change the decoder's matrices inside."""
+        return nullcontext() if self.shards is None else self.shards.update()
 
     def load_adapter(self, state: Mapping[str, Tensor]) -> None:
         """Put these factors in the place of the trained ones."""
@@ -162,6 +167,14 @@ class FastEngine:
             tokens = inputs.image_token_indices[:count]
             write_features(self.features.gather(batch.grids), indices, tokens, inputs.x, level_embeds)
         return inputs
+
+    def _iter_shapes(self, batches: Sequence[PackedBatch], most_graphs: int) -> Iterator[StaticInputs]:
+        """New static inputs for the largest batches and all of about their size, then for those that are left."""
+        while batches and most_graphs:
+            inputs = self._load_largest(batches)
+            yield inputs
+            batches = [batch for batch in batches if not inputs.shape.fits(BatchShape.from_batch(batch))]
+            most_graphs -= 1
 
     def _load_largest(self, batches: Sequence[PackedBatch]) -> StaticInputs:
         """New static inputs that cover the batches, filled with the largest one (its embeddings stay zero)."""
@@ -219,8 +232,12 @@ class FastEngine:
         assert self._graph_stream is not None
         if self.shards is not None:
             self.shards.forget_gathered()  # each replay begins with the first layer
-        with self._graph_stream.capture() as graph:
-            self._forward_backward(inputs)
+        try:
+            with self._graph_stream.capture() as graph:
+                self._forward_backward(inputs)
+        finally:
+            if self.shards is not None:
+                self.shards.forget_captured()
         inputs.graph = graph
         return graph
 

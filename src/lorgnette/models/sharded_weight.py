@@ -96,6 +96,7 @@ class ShardedLayers:
         weights = [weight.local for layer in self._layers for weight in layer]
         if not weights[0].is_cuda or self.world.local_size < self.world.size:
             return
+        torch.cuda.synchronize()  # what is loaded is there before another rank reads it
         shared = self.world.gather_objects(_share_tensors(weights))
         peers = [weights if rank == self.world.rank else _map_tensors(shared[rank]) for rank in range(len(shared))]
         if not all(self.world.gather_objects(None not in peers)):
@@ -119,6 +120,10 @@ class ShardedLayers:
         for i in range(2):
             self._wait(i)
         self._gathered, self._current = [None, None], None
+
+    def forget_captured(self) -> None:
+        """After a capture, also one that failed: none of its copies has run."""
+        self._running, self._gathered, self._current = [[], []], [None, None], None
 
     @contextmanager
     def update(self) -> Iterator[None]:
