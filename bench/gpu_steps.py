@@ -107,7 +107,7 @@ def measure(
     engine.sync_weights()
     if HAS_GPU and (engine.shards is None or not engine.shards.is_collective):
         first = sampler.first_steps(4096, max_tokens, **options)
-        engine.warmup(first)
+        engine.warmup(first, MAX_GRAPHS_AHEAD)
         engine.capture_ahead(first, most_graphs=MAX_GRAPHS_AHEAD)
 
     recorder = Recorder()

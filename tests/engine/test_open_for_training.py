@@ -125,9 +125,9 @@ def test_a_small_decoder_runs_as_in_training_and_evaluation(
     engines: list[Any] = []
     run = FastEngine.warmup
 
-    def record(self: FastEngine, batches: Any) -> Any:
+    def record(self: FastEngine, batches: Any, most_graphs: int) -> Any:
         engines.append(self)
-        return run(self, batches)
+        return run(self, batches, most_graphs)
 
     monkeypatch.setattr(FastEngine, "warmup", record)
     warm_up_decoder(shape, [batch], features, torch.float32, dropout)

@@ -78,6 +78,7 @@ def open_for_training(
     load, init, warm_tower, warm_decoder = (
         ThreadPoolExecutor(1, name) for name in ("load", "init adapter", "warm tower", "warm decoder")
     )
+    most_graphs = 1 if world.size == 1 else MAX_GRAPHS_AHEAD
     lazy_tower = features.lazy_tower if is_cuda and first_batches[0].grids else None
 
     # The adapter's values, on a stream of their own, once this stream has zeroed its memory. They stay, so they come
@@ -91,7 +92,7 @@ def open_for_training(
     if lazy_tower is not None:
         warmups.append(warm_tower.submit(warm_up_tower, vision_config, first_batches[0].grids, device, dtype))
     if is_cuda:
-        options = (dtype, lora.dropout, list_nf4_modules(checkpoint))
+        options = (dtype, lora.dropout, list_nf4_modules(checkpoint), most_graphs)
         warmups.append(warm_decoder.submit(warm_up_decoder, shape, first_batches, features, *options))
 
     if fit.is_loaded_in_turn:
@@ -124,7 +125,7 @@ def open_for_training(
         options: dict[str, Any] = {"group_by_image": group_by_image, "recompute_layers": fit.recompute_layers}
         engine = FastEngine(loaded, adapter, features, dropout=lora.dropout, **options)
         # The replay inside may read a half-initialized adapter: nothing of it is kept, and the copy below follows.
-        engine.capture_ahead(batches, fit.pool_bytes, 1 if world.size == 1 else MAX_GRAPHS_AHEAD)
+        engine.capture_ahead(batches, fit.pool_bytes, most_graphs)
         adapter_init.result()
         engine.sync_weights()
         return engine
@@ -160,10 +161,11 @@ def warm_up_decoder(
     dtype: torch.dtype,
     dropout: float,
     nf4_modules: Mapping[str, bool] = NO_MODULES,
+    most_graphs: int = 1,
 ) -> None:
     """The same for the decoder: a few layers forward and backward as in training, and forward as in evaluation.
 
-    nf4_modules: as of `allocate_decoder`.
+    nf4_modules: as of `allocate_decoder`. most_graphs: as of `FastEngine.warmup`.
     """
     small = replace(shape, text=replace(shape.text, num_layers=WARMUP_LAYERS))
     with suppress(torch.OutOfMemoryError):
@@ -172,7 +174,7 @@ def warm_up_decoder(
             if isinstance(weight, torch.Tensor):  # NF4 is 0 already
                 weight.zero_()
         adapter = FlatLoraParams(small, features.device)
-        FastEngine(decoder, adapter, features, dropout=dropout).warmup(batches)
+        FastEngine(decoder, adapter, features, dropout=dropout).warmup(batches, most_graphs)
 
 
 def _init_adapter(
