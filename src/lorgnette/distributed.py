@@ -2,7 +2,7 @@
 
 A process is a rank of a world. Two groups connect the ranks:
 
-    device group   NCCL on CUDA, gloo on a CPU: tensors of a step; an exchange that takes 10 minutes fails
+    device group   NCCL on CUDA, gloo on a CPU: tensors of a step; an exchange that takes 11 minutes fails
     host group     gloo: objects, and phases of any length (images, downloads) that begin and end together
 
 A world of one process exchanges nothing, and needs no group.
@@ -25,8 +25,8 @@ from lorgnette.rank_status import RankStatus, allocate_table
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Work
 
-STEP_TIMEOUT = timedelta(minutes=10)
-"""Of one exchange in the device group."""
+STEP_TIMEOUT = timedelta(minutes=11)
+"""Of one exchange in the device group. A rank that hangs is ended, and named, after 10 (training/rank_process.py)."""
 PHASE_TIMEOUT = timedelta(days=7)
 """Of one exchange in the host group: how long a phase takes is not known."""
 TAIL = 128
