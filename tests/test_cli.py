@@ -243,8 +243,8 @@ def test_settings_are_frozen() -> None:
         "data.max_rows", "data.images_from", "data.image_column", "data.caption_column", "data.group_by_image",
         "lora.rank", "lora.alpha", "lora.dropout", "lora.use_rslora", "lora.target_modules", "lora.parts",
         "train.epochs", "train.max_steps", "train.batch_size", "train.max_tokens_per_microbatch",
-        "train.learning_rate", "train.lr_scheduler_type", "train.warmup_steps", "train.weight_decay",
-        "train.max_grad_norm", "train.logging_steps", "train.save_steps", "train.eval_steps",
+        "train.fully_shard", "train.learning_rate", "train.lr_scheduler_type", "train.warmup_steps",
+        "train.weight_decay", "train.max_grad_norm", "train.logging_steps", "train.save_steps", "train.eval_steps",
         "train.metric_for_best_model", "train.early_stopping_patience",
         "predict.max_new_tokens", "predict.batch_size", "predict.metrics", "predict.image_size",
     ]  # fmt: skip
