@@ -130,6 +130,22 @@ def test_a_signal_stops_all_ranks_after_one_step(fault: Fault, number: int, tmp_
     assert len({name.rpartition("-")[2] for name in saved}) == 1
 
 
+def test_a_signal_before_the_first_step_stops_ranks_that_wait(tmp_path: Path) -> None:
+    """Such as with images: a rank inside an exchange does not see the signal."""
+
+    def train(world: World) -> None:
+        if world.rank == 1:
+            time.sleep(0.1)
+            os.kill(os.getppid(), signal.SIGINT)
+            time.sleep(100)
+        world.barrier()
+
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        start_ranks(2, "cpu", tmp_path / "ranks", train)
+    assert time.monotonic() - begin < 15
+
+
 def test_ranks_whose_command_is_killed_save_and_end(tmp_path: Path) -> None:
     command = os.fork()
     if not command:

@@ -1,16 +1,20 @@
 """How many processes are started, which GPU each gets, where it prints."""
 
+import io
 import os
 import pickle
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from lorgnette.distributed import World
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.planning.gpus import GPUS
-from lorgnette.rank_status import RankError
+from lorgnette.rank_status import RankError, RankStatus, allocate_table
 from lorgnette.training import launch
 from lorgnette.training.launch import build_rank_terminal, count_ranks, is_rank, redirect_output, select_card
 
@@ -116,23 +120,68 @@ class OwnError(Exception):
     pass
 
 
+class RowError(Exception):
+    """Can be written by pickle, but not read."""
+
+    def __init__(self, row: int, fault: str) -> None:
+        super().__init__(f"row {row}: {fault}")
+
+
 class StubbornError(Exception):
     def __reduce__(self) -> str:
         raise pickle.PicklingError("no")
 
 
-@pytest.mark.parametrize("error", [OwnError("of the user"), StubbornError("of the user")])
+@pytest.mark.parametrize("error", [OwnError("of the user"), StubbornError("of the user"), RowError(1, "of the user")])
 def test_an_exception_of_a_callback_reaches_the_caller(tmp_path: Path, error: Exception) -> None:
     """In Python it has its type; its traceback, which is of another process, is a note."""
+    file = io.BytesIO()
     try:
         raise error
     except Exception as raised:
-        launch._save_error(tmp_path, raised)
+        launch._save_error(file, raised)
     cause = RankError(0, "OwnError: of the user", "rank 0", None, 1)
-    loaded = launch._load_error(tmp_path, cause)
+    loaded = launch._load_error(tmp_path, file, cause)
     assert isinstance(loaded, OwnError if isinstance(error, OwnError) else RuntimeError)
     text = f"{loaded}" + "".join(getattr(loaded, "__notes__", []))
     assert "of the user" in text
     assert "raise error" in text
-    again = launch._load_error(tmp_path, cause)
-    assert f"{again}" == f"OwnError: of the user · rank 0 · see its output: {tmp_path / 'rank-0.log'}"
+    without = launch._load_error(tmp_path, io.BytesIO(), cause)
+    assert f"{without}" == f"OwnError: of the user · rank 0 · see its output: {tmp_path / 'rank-0.log'}"
+
+
+@pytest.mark.parametrize(("exit_codes", "expected"), [([130, 143], 15), ([130], 2), ([-15], 15), ([1, 143], 15)])
+def test_the_signal_that_ended_the_ranks(exit_codes: list[int], expected: int) -> None:
+    assert launch._find_signal(exit_codes) == expected
+
+
+@pytest.mark.parametrize(("has_threads", "expected"), [(False, 2), (True, 1)])
+def test_a_rank_of_a_process_with_threads_computes_with_one(
+    has_threads: bool, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a notebook: GNU's OpenMP waits for ever for the threads that it had before the fork."""
+    before, found = torch.get_num_threads(), list[int]()
+    for name in ("WORLD_SIZE", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    table = allocate_table(2)
+
+    def train(world: World) -> None:
+        found.append(torch.get_num_threads())
+
+    job = launch._RankJob("cpu", tmp_path, table, io.BytesIO(), has_threads, train)
+    torch.set_num_threads(4)
+    try:
+        job._train(RankStatus(0, table))
+    finally:
+        torch.set_num_threads(before)
+    assert found == [expected]
+
+
+def test_threads_are_found() -> None:
+    is_over = threading.Event()
+    thread = threading.Thread(target=is_over.wait)
+    thread.start()
+    assert launch._has_threads() == (sys.platform == "linux")
+    is_over.set()
+    thread.join()

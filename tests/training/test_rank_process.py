@@ -130,6 +130,19 @@ def test_a_rank_that_another_one_keeps_waiting_for_ever_ends(monkeypatch: pytest
     assert ranks.statuses[0].row["outcome"] == Outcome.VICTIM
 
 
+def test_a_rank_that_waits_for_a_stopped_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exchange through NCCL does not look at signals either."""
+    ranks = Ranks(2)
+    monkeypatch.setattr(rank_process, "LEAVE_SECONDS", 0.0)
+    with ranks.statuses[0].waiting():
+        ranks.watchdog._check_stop()
+    ranks.statuses[1].record_end(Outcome.STOPPED)
+    ranks.watchdog._check_stop()  # it saves
+    with pytest.raises(EndOfProcess), ranks.statuses[0].waiting():
+        ranks.watchdog._check_stop()
+    assert ranks.statuses[0].row["outcome"] == Outcome.STOPPED
+
+
 def test_a_rank_that_hangs_ends_itself_when_the_others_say_so() -> None:
     """Its main thread does not look at signals; torch's agent would wait half a minute."""
     ranks = Ranks(2)

@@ -14,12 +14,13 @@ import pickle
 import signal
 import socket
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 from rich.console import Console
@@ -38,7 +39,6 @@ NumGpus = int | Literal["all"] | str | None
 SHUTDOWN_SECONDS = 300
 """From a signal to the agent until ranks that have not saved and ended are killed."""
 _LOOPBACK = "127.0.0.1"
-_ERROR_FILE = "rank-0.error"
 
 
 def count_ranks(gpus: NumGpus, device: str) -> int:
@@ -99,21 +99,23 @@ def start_ranks(size: int, device: str, folder: Path, train: Callable[["World"],
         raise _build_cuda_error(size)
     device_type = "cpu" if device == "cpu" else "cuda"
     folder.mkdir(exist_ok=True)
+    has_threads = _has_threads()
     store = TCPStore(_LOOPBACK, 0, is_master=True, multi_tenant=True)
     table = allocate_table(size)
-    rank_job = _RankJob(device_type, folder, table, train)
-    gc.freeze()  # a collection in a rank would write to the pages that it shares
-    try:
-        with _keep_signal_handlers(), _log_agent(folder), wait_for_ranks(table):
-            elastic_launch(_build_launch_config(size, store.port), rank_job.run)()
-    except (SignalException, ChildFailedError) as error:
-        failures = error.failures if isinstance(error, ChildFailedError) else {}
-        exit_codes = {rank: failure.exitcode for rank, failure in failures.items()}
-        if cause := find_cause(table, exit_codes):
-            raise _load_error(folder, cause) from None
-        _raise_interrupt(error.sigval if isinstance(error, SignalException) else max(exit_codes.values()) - 128)
-    finally:
-        gc.unfreeze()
+    with tempfile.TemporaryFile() as error_file:
+        rank_job = _RankJob(device_type, folder, table, error_file, has_threads, train)
+        gc.freeze()  # a collection in a rank would write to the pages that it shares
+        try:
+            with _keep_signal_handlers(), _log_agent(folder), wait_for_ranks(table):
+                elastic_launch(_build_launch_config(size, store.port), rank_job.run)()
+        except (SignalException, ChildFailedError) as error:
+            failures = error.failures if isinstance(error, ChildFailedError) else {}
+            exit_codes = {rank: failure.exitcode for rank, failure in failures.items()}
+            if cause := find_cause(table, exit_codes):
+                raise _load_error(folder, error_file, cause) from None
+            _raise_interrupt(error.sigval if isinstance(error, SignalException) else _find_signal(exit_codes.values()))
+        finally:
+            gc.unfreeze()
 
 
 def select_card(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -132,11 +134,16 @@ def select_card(environment: MutableMapping[str, str] = os.environ) -> None:
 
 @dataclass(frozen=True)
 class _RankJob:
-    """What a forked rank does."""
+    """What a forked rank does.
+
+    error_file: gets an exception of the first. has_threads: whether the parent has others than the one that forks.
+    """
 
     device_type: str
     folder: Path
     table: NDArray[Any]
+    error_file: IO[bytes]
+    has_threads: bool
     train: Callable[["World"], None]
 
     def run(self) -> None:
@@ -158,7 +165,7 @@ class _RankJob:
         except BaseException as error:  # the parent raises it
             exit_status = 1
             if rank == 0:
-                _save_error(self.folder, error)
+                _save_error(self.error_file, error)
             elif not isinstance(error, LorgnetteError):
                 with (self.folder / f"rank-{rank}.log").open("a", encoding="utf-8") as log:
                     traceback.print_exc(file=log)
@@ -173,7 +180,9 @@ class _RankJob:
             if torch.cuda._is_in_bad_fork():
                 raise _build_cuda_error(status.size)
             select_card()
-        if "OMP_NUM_THREADS" not in os.environ:
+        if self.has_threads:  # a notebook's kernel has; with more than one, OpenMP would wait for threads of the parent
+            torch.set_num_threads(1)
+        elif "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, torch.get_num_threads() // status.size))
         if sys.platform == "linux":
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # whatever the host's name resolves to
@@ -181,6 +190,15 @@ class _RankJob:
         self.train(world)
         sys.stdout.flush()  # an error of this, too, is the run's
         leave_world(world)
+
+
+def _has_threads() -> bool:
+    """Whether this process has several threads, those of C++ libraries included. False where the system does not say.
+
+    A forked process has none of them. GNU's OpenMP does not notice that: its next parallel loop never ends.
+    """
+    threads = Path("/proc/self/task")
+    return threads.is_dir() and len(list(threads.iterdir())) > 1
 
 
 def _build_cuda_error(size: int) -> UsageError:
@@ -221,6 +239,8 @@ def _build_launch_config(size: int, port: int) -> Any:
     finally:
         if before is None:
             del os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]
+        else:
+            os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = before
 
 
 @contextmanager
@@ -284,25 +304,31 @@ def _raise_interrupt(number: int) -> None:
     raise KeyboardInterrupt
 
 
-def _save_error(folder: Path, error: BaseException) -> None:
+def _find_signal(exit_codes: Iterable[int]) -> int:
+    """The signal that ended ranks. exit_codes: 128 plus its number, or below 0 that of a process without a handler."""
+    return max(code - 128 if code > 128 else -code for code in exit_codes)
+
+
+def _save_error(file: IO[bytes], error: BaseException) -> None:
     """Keep an exception of the first rank, which calls the user's callbacks. Those for the user are in the table."""
     if isinstance(error, LorgnetteError | OSError):
         return
     error.add_note("".join(traceback.format_exception(error)))
     try:
         content = pickle.dumps((error, error.__notes__))
-    except Exception:  # a user's exception may refuse in any way
+        pickle.loads(content)  # noqa: S301 - its own
+    except Exception:  # a user's exception may refuse in any way, one with arguments of its own only when it is read
         content = pickle.dumps((RuntimeError("".join(traceback.format_exception(error))), []))
-    (folder / _ERROR_FILE).write_bytes(content)
+    file.write(content)
+    file.flush()
 
 
-def _load_error(folder: Path, cause: RankError) -> BaseException:
+def _load_error(folder: Path, file: IO[bytes], cause: RankError) -> BaseException:
     """What ended the ranks, for the command."""
-    path = folder / _ERROR_FILE
-    if cause.rank == 0 and path.exists():
-        error, notes = pickle.loads(path.read_bytes())  # noqa: S301 - this run wrote it
+    file.seek(0)
+    if cause.rank == 0 and (content := file.read()):
+        error, notes = pickle.loads(content)  # noqa: S301 - a rank wrote it, into a file without a name
         error.__notes__ = notes  # which some classes lose
-        path.unlink()
         loaded: BaseException = error
         return loaded
     log = folder / f"rank-{cause.rank}.log"

@@ -42,6 +42,8 @@ LEAVE_SECONDS = 15.0
 """How long a rank may go on after another one failed: to finish a checkpoint that is being written."""
 STOP_SECONDS = 300.0
 """How long a rank that was stopped waits for the others: rank 0 saves."""
+STUCK_SECONDS = 2.0
+"""How long all others wait in an exchange until a rank that was stopped is sure that they wait for it."""
 
 
 class Watchdog:
@@ -61,6 +63,7 @@ class Watchdog:
         self._beats, self._seen = np.full(status.size, -1), np.full(status.size, time.monotonic())
         self._said: set[bytes] = set()
         self._cause_since: float | None = None
+        self._stuck_since: float | None = None
         self._lock, self._is_over = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
@@ -81,6 +84,7 @@ class Watchdog:
             self.exchange_rows()
             self._check_parent()
             self._check_cause()
+            self._check_stop()
             self._check_progress()
             self._is_over.wait(PERIOD)
 
@@ -119,6 +123,22 @@ class Watchdog:
         self._cause_since = self._cause_since or time.monotonic()
         if cause.rank == self._status.rank or time.monotonic() - self._cause_since >= LEAVE_SECONDS:
             self._end(VictimError(cause))
+
+    def _check_stop(self) -> None:
+        """End this process if it waits for one that was stopped: Python sees a signal only after the exchange.
+
+        That of gloo breaks when the other process ends; that of NCCL may never return.
+        """
+        row = self._status.row
+        is_stuck = row["outcome"] == Outcome.RUNNING and row["is_waiting"]
+        if not is_stuck or not (self._status.table["outcome"] == Outcome.STOPPED).any():
+            self._stuck_since = None
+            return
+        self._stuck_since = self._stuck_since or time.monotonic()
+        if time.monotonic() - self._stuck_since >= LEAVE_SECONDS:
+            self._status.record_end(Outcome.STOPPED)
+            self.exchange_rows()
+            leave_process(128 + signal.SIGINT)
 
     def _check_progress(self) -> None:
         """Say, and later end, that ranks wait for one that makes no progress."""
@@ -168,7 +188,8 @@ def find_speaker(table: NDArray[Any]) -> int:
 def watch_ranks(status: RankStatus, say: Callable[[str], None], store: "Store | None" = None) -> Iterator[None]:
     """Watch the other ranks in the block, and record how this rank ends.
 
-    A rank that is stopped waits until the others have stopped, so that rank 0 can save. say, store: as in Watchdog.
+    A rank that is stopped waits until the others have stopped, so that rank 0 can save, unless they wait for it. say,
+    store: as in Watchdog.
     """
     with Watchdog(status, say, store) as watchdog:
         try:
@@ -184,13 +205,17 @@ def watch_ranks(status: RankStatus, say: Callable[[str], None], store: "Store | 
 
 
 def _wait_for_others(status: RankStatus, watchdog: Watchdog) -> None:
-    end, table = time.monotonic() + STOP_SECONDS, status.table
-    while time.monotonic() < end:
+    table, now = status.table, time.monotonic()
+    end, last_busy = now + STOP_SECONDS, now
+    while now < end and now < last_busy + STUCK_SECONDS:
         watchdog.exchange_rows()
-        is_running = (table["outcome"][r] == Outcome.RUNNING and not is_gone(table, r) for r in range(status.size))
-        if not watchdog.sees_others or not any(is_running):
+        others = [r for r in range(status.size) if table["outcome"][r] == Outcome.RUNNING and not is_gone(table, r)]
+        if not watchdog.sees_others or not others:
             return
+        if not table["is_waiting"][others].all():
+            last_busy = now
         time.sleep(0.05)
+        now = time.monotonic()
 
 
 @contextmanager
