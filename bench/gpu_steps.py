@@ -22,12 +22,12 @@ from lorgnette.config import ProcessorSettings, TrainSettings
 from lorgnette.distributed import World, join_world, leave_world
 from lorgnette.engine.fast import FastEngine
 from lorgnette.engine.loading import NO_MODULES, allocate_decoder
-from lorgnette.engine.open_for_training import MAX_GRAPHS_AHEAD
 from lorgnette.io.atomic import write_json
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.networks import Decoder
+from lorgnette.planning.limits import MAX_GRAPHS_AHEAD
 from lorgnette.processing.processor import Processor
 from lorgnette.training.sampler import BatchSampler
 from lorgnette.training.trainer import StepReport, Trainer

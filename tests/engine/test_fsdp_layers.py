@@ -76,8 +76,12 @@ def train_rank(
     answers = run_on_main_rank(world, cut.shards, lambda: answer(cut, processor, example))
     frozen = [p for n, p in cut.model.named_parameters() if "language_model.layers" in n and not p.requires_grad]
     local = sum(p.to_local().numel() for p in frozen)
+    # Negative control: rank 1 changes the part that it holds, and rank 0 computes with it.
+    if world.rank == 1:
+        frozen[0].to_local().mul_(2)
+    other = cut.compute_loss(batches[0])
     return {
-        "is_equal": torch.equal(expected, gradient), "norm": gradient.norm().item(),
+        "is_equal": torch.equal(expected, gradient), "norm": gradient.norm().item(), "other": other.item(),
         "losses": [loss.item() for loss in losses], "share": local / sum(p.numel() for p in frozen),
         "answers": answers, "expected": answer(whole, processor, example), "count": len(cut.parameters),
     }  # fmt: skip
@@ -111,6 +115,6 @@ def test_layers_that_are_cut_compute_what_whole_ones_do(
     for result in run_ranks(train_rank, 2, tiny, processor, batches, job, device_type=job[0]):
         assert result["is_equal"]
         assert result["norm"] > 0
-        assert result["losses"][0] == result["losses"][1]
+        assert result["losses"][0] == result["losses"][1] != result["other"]
         assert 0.45 < result["share"] < 0.55
         assert result["answers"] in (None, result["expected"])

@@ -25,6 +25,8 @@ from lorgnette.planning.memory import (
     GIB,
     MemoryFit,
     Workload,
+    compute_free_bytes,
+    compute_left_bytes,
     compute_usable_bytes,
     find_fit,
     min_recompute_layers,
@@ -203,8 +205,19 @@ def test_sharded_layers_are_counted_where_they_are() -> None:
         name: sharded[name] for name in sharded if name not in ("weights", "allocator", "gathered layers")
     }
     assert "gathered layers" not in whole
+    start = predict_memory(replace(LARGE, num_shards=2, loads_tower=True)).phases["features"]
+    assert start["weights"] == sharded["weights"] + sharded["gathered layers"]
     halves = [predict_memory(replace(REFERENCE, num_shards=n)).peak_bytes for n in (1, 2, 4)]
     assert halves[0] > halves[1] > halves[2]
+
+
+def test_several_gpus_leave_less_for_torch() -> None:
+    """NCCL's buffers, until it has them, and the graphs that are captured beside the first."""
+    graphs = [compute_free_bytes(GIB, has_context=True, num_gpus=n) for n in (1, 2, 8)]
+    assert graphs[0] > graphs[1] == graphs[2]
+    lost = [compute_free_bytes(8 * GIB, has_context=False, num_gpus=n) for n in (1, 2)]
+    assert lost[0] - lost[1] == compute_usable_bytes(8.0) - compute_usable_bytes(8.0, 2) > GIB // 2
+    assert compute_left_bytes(GIB) - compute_left_bytes(GIB, 2) == graphs[0] - graphs[1]
 
 
 def test_what_fits_no_card_fits_sharded_over_several() -> None:

@@ -23,15 +23,15 @@ class PreparedRun:
     timer: StageTimer
     terminal: Terminal
 
-    def build(self, resume_from: Path | None = None) -> Any:
-        """The TrainingSetup on the CPU."""
+    def build(self, resume_from: Path | None = None, **options: Any) -> Any:
+        """The TrainingSetup on the CPU. options: of build_training."""
         import torch
 
         from lorgnette.training.setup import build_training
 
         return build_training(
             self.settings, self.data, torch.device("cpu"), torch.float32, resume_from=resume_from,
-            timer=self.timer, terminal=self.terminal,
+            timer=self.timer, terminal=self.terminal, **options,
         )  # fmt: skip
 
     def train(self, trackers: Sequence[Tracker] = ()) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,22 @@ def test_all_ranks_have_one_disk_cache_or_exchange_features_without(tiny: Path, 
     assert first is second is True
     assert "image features are not cached on disk: " in warning
     assert run_ranks(open_cache_on_rank, 1, tiny, tmp_path, 0)[0][0] is None
+
+
+def build_with_less_memory(world: World, run: Any) -> tuple[int, int, str]:
+    """Tokens of a micro-batch: those that fit this rank, and those of the training. The second rank has less memory."""
+    fit, output = MemoryFit(400 - 100 * world.rank, 0, 0), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "fit_to_memory", lambda *inputs: fit)
+        run = replace(run, terminal=Terminal(Console(file=output, width=200)))
+        return fit.max_tokens, run.build(world=world).max_tokens_per_microbatch, output.getvalue()
+
+
+def test_all_ranks_have_micro_batches_of_one_size(prepare_run: PrepareRun) -> None:
+    """Else each cuts the held-out examples otherwise: of the pieces that are dealt, some are missing or there twice."""
+    (first, *agreed, output), (second, *others, _) = run_ranks(build_with_less_memory, 2, prepare_run("engine=fast"))
+    assert agreed == others == [second] == [300] != [first]
+    assert "memory     another GPU has less: micro-batches of at most 300 tokens" in output
 
 
 @pytest.mark.parametrize("engine", ["fast", "reference"])

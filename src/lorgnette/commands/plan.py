@@ -239,7 +239,9 @@ def _plan(
 
     # Memory and time: predicted from shapes, with the workload that `train` uses.
     if has_known_sizes(config):
-        workload = Workload.from_settings(settings, config, engine, steps.largest_microbatch, data.held_out, data.grids)
+        workload = Workload.from_settings(
+            settings, config, engine, steps.largest_microbatch, data.held_out, data.grids, num_gpus
+        )
         token_side = data.processor.image_processor.token_side
         tokens_of = [
             (length, [grid.num_tokens for grid in grids])
@@ -252,7 +254,7 @@ def _plan(
             return _estimate_gpu(card, settings.dtype, variants, available_bytes, steps, data, num_gpus)
 
         if own_gpu:
-            free = compute_free_bytes(int(own_gpu.memory_gib * GIB), has_context=False)
+            free = compute_free_bytes(int(own_gpu.memory_gib * GIB), has_context=False, num_gpus=num_gpus)
             machine = estimate(own_gpu, free)
         else:
             machine = _estimate_cpu(workload, steps, data)

@@ -60,8 +60,6 @@ class FsdpLayers:
 
     is_collective = True
 
-    is_collective = True
-
     def __init__(self, model: "PeftModel", device: torch.device, world: World, mesh: "DeviceMesh") -> None:
         """Cut the layers, one at a time, and move the rest to the device. Waits for no rank.
 

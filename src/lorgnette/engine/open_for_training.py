@@ -24,13 +24,9 @@ from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.networks import Decoder, find_tower_class
 from lorgnette.models.registry import VisionConfig, parse_configs
 from lorgnette.models.weight_loader import list_nf4_modules
-from lorgnette.planning.limits import MAX_PATCHES_PER_CALL, WARMUP_LAYERS
+from lorgnette.planning.limits import MAX_GRAPHS_AHEAD, MAX_PATCHES_PER_CALL, WARMUP_LAYERS
 from lorgnette.planning.memory import MemoryFit
 from lorgnette.types import ImageGrid, PackedBatch
-
-MAX_GRAPHS_AHEAD = 3
-"""Captured before the first step by several ranks, whose shares differ more in size than steps do. A graph that one
-rank captures later holds up all."""
 
 
 class PendingEngine(NamedTuple):

@@ -4,6 +4,9 @@ MAX_PATCHES_PER_CALL = 16384
 """Image patches in one call of the vision tower: bounds its memory and is enough to fill a GPU."""
 FEATURE_MEMORY_FRACTION = 0.25
 """Share of the free device memory that image features may use; the rest of them stay in pinned host memory."""
+MAX_GRAPHS_AHEAD = 3
+"""Captured before the first step by several ranks, whose shares differ more in size than steps do. A graph that one
+rank captures later holds up all."""
 WARMUP_LAYERS = 2
 """Layers of the small decoder that warms up the kernels: the last layer runs other shapes than those before it."""
 

@@ -43,6 +43,7 @@ _DRIVER_BYTES = GIB  # of a card: the driver, CUDA's context and kernels, and a 
 _CONTEXT_BYTES = GIB // 2  # CUDA's context, which torch does not count
 _KERNEL_BYTES = GIB // 4  # kernels that are loaded into a context later
 _NCCL_BYTES = GIB // 2  # buffers that connect the GPU with the others
+_GRAPH_BYTES = GIB // 16  # of each graph that several ranks capture beside the first: assumed
 _LATE_BYTES = GIB // 8  # of those, graphs and the kernels of answers
 _LOADING_BYTES = 4 * 20 * 2**20  # pieces of weights on their way into a fused matrix, one of each reader
 _SEGMENT_WASTE = 2**20  # torch rounds a large tensor up to 2 MiB
@@ -97,9 +98,10 @@ class Workload:
         largest: tuple[int, int],
         held_out: Sequence[Encoded],
         grids: Iterable[ImageGrid],
+        num_gpus: int = 1,
     ) -> "Workload":
         """largest: tokens and labels of the largest micro-batch; grids: the distinct images of all examples. dtype=auto
-        counts as bfloat16."""
+        counts as bfloat16. num_gpus: that train together."""
         (text, vision), lora = parse_sizes(hf_config), settings.lora
         max_tokens, prefix_sharing = settings.train.max_tokens_per_microbatch, engine == "fast"
         trees = build_prefix_trees(held_out, max_tokens, prefix_sharing=prefix_sharing)
@@ -117,7 +119,7 @@ class Workload:
             is_float16=settings.dtype == "float16",
             eval_tokens=eval_tokens,
             eval_labels=eval_labels,
-            num_graphs=2,  # of a whole step, and of the shorter last one of an epoch
+            num_graphs=_count_graphs(num_gpus) + 1,  # the shorter last step of an epoch has another
             feature_tokens=sum(grid.num_tokens for grid in grids),
             loads_tower=True,
             trained_patches=largest[0] * vision.merge_size**2 if "vision" in lora.parts else 0,
@@ -198,12 +200,14 @@ def predict_memory(workload: Workload) -> MemoryEstimate:
 
 def compute_usable_bytes(gib: float, num_gpus: int = 1) -> int:
     """The bytes that torch may reserve on a card with this much memory, one of several if num_gpus is more than 1."""
-    return int(gib * GIB) - _DRIVER_BYTES - (_NCCL_BYTES if num_gpus > 1 else 0)
+    return int(gib * GIB) - _DRIVER_BYTES - _count_nccl_bytes(num_gpus) - _count_graph_bytes(num_gpus)
 
 
-def compute_free_bytes(free: int, *, has_context: bool) -> int:
-    """The bytes that torch may reserve of those that are free. has_context: whether CUDA runs in this process."""
-    return max(free - _KERNEL_BYTES - (0 if has_context else _CONTEXT_BYTES), 0)
+def compute_free_bytes(free: int, *, has_context: bool, num_gpus: int = 1) -> int:
+    """The bytes that torch may reserve of those that are free. has_context: whether CUDA runs in this process, and NCCL
+    if there are several GPUs."""
+    start = 0 if has_context else _CONTEXT_BYTES + _count_nccl_bytes(num_gpus)
+    return max(free - start - _KERNEL_BYTES - _count_graph_bytes(num_gpus), 0)
 
 
 def min_recompute_layers(workload: Workload, available_bytes: int) -> int | None:
@@ -218,9 +222,22 @@ def min_recompute_layers(workload: Workload, available_bytes: int) -> int | None
     return layers if layers in counts else None
 
 
-def compute_left_bytes(available: int) -> int:
+def compute_left_bytes(available: int, num_gpus: int = 1) -> int:
     """The bytes that torch may reserve once kernels are loaded. Graphs and the kernels of answers still come."""
-    return max(available - _LATE_BYTES, 0)
+    return max(available - _LATE_BYTES - _count_graph_bytes(num_gpus), 0)
+
+
+def _count_nccl_bytes(num_gpus: int) -> int:
+    return _NCCL_BYTES if num_gpus > 1 else 0
+
+
+def _count_graphs(num_gpus: int) -> int:
+    """Those that are captured before the first step."""
+    return limits.MAX_GRAPHS_AHEAD if num_gpus > 1 else 1
+
+
+def _count_graph_bytes(num_gpus: int) -> int:
+    return (_count_graphs(num_gpus) - 1) * _GRAPH_BYTES
 
 
 def find_fit(
@@ -319,7 +336,7 @@ def _predict_fast(workload: Workload) -> MemoryEstimate:
     if workload.nf4_values:
         static["one matrix of NF4 in full"] = max(matrices)
     if workload.num_shards > 1:
-        static |= _shard_layers(static["weights"], sum(matrices), workload)
+        static |= _shard_layers(static["weights"], sum(matrices), 2, workload)
     if workload.answer_tokens:
         # A few prompts are answered in memory of their own, which torch then keeps; one prompt at a time, if need be.
         prompt = workload.answer_tokens * (_count_saved_fast(workload) + size * (widest + 2 * hidden))
@@ -371,7 +388,8 @@ def _predict_fast(workload: Workload) -> MemoryEstimate:
         warmup = _count_weight_bytes(small) + tokens * limits.WARMUP_LAYERS * layer + logits
         warmup += static.get("one matrix of NF4 in full", 0)
         shared = {"adapter": static["adapter"] // 2, "allocator": rounding}
-        start = _predict_feature_phase(workload, 0 if workload.is_loaded_in_turn else static["weights"]) | shared
+        decoder = static["weights"] + static.get("gathered layers", 0)
+        start = _predict_feature_phase(workload, 0 if workload.is_loaded_in_turn else decoder) | shared
         if workload.is_loaded_in_turn:
             phases["warm-up"] = shared | {"warm-up": warmup, "libraries": 2 * _WORKSPACE}
         else:
@@ -392,7 +410,7 @@ def _predict_reference(workload: Workload) -> MemoryEstimate:
     }
     if workload.num_shards > 1:
         layer = sum(math.prod(shape) for name, shape in text.list_weight_shapes().items() if ".layers.0." in name)
-        static |= _shard_layers(static["weights"], size * layer, workload)
+        static |= _shard_layers(static["weights"], size * layer, 3, workload)
     if workload.nf4_values:
         static["one matrix of NF4 in full"] = size * max(map(math.prod, text.linear_shapes.values()))
     saved = {"activations": workload.tokens * _count_saved_reference(workload)}
@@ -566,11 +584,14 @@ def _count_weight_bytes(workload: Workload) -> int:
     return workload.bytes_per_value * plain + workload.nf4_bytes
 
 
-def _shard_layers(weights: int, layer: int, workload: Workload) -> dict[str, int]:
-    """Of layers of this many bytes each GPU holds a part, and two whole: the one that computes, and the next."""
+def _shard_layers(weights: int, layer: int, num_whole: int, workload: Workload) -> dict[str, int]:
+    """Of layers of this many bytes each GPU holds a part, and num_whole whole: the one that computes, and the next.
+
+    FSDP2 copies the weights of a layer out of what it gathered, and keeps that until the next layer is there.
+    """
     others = workload.num_shards - 1
     elsewhere = workload.text.num_layers * layer * others // workload.num_shards
-    return {"weights": weights - elsewhere, "gathered layers": 2 * layer}
+    return {"weights": weights - elsewhere, "gathered layers": num_whole * layer}
 
 
 @cache

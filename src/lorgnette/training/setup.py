@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 NUM_EXAMPLES_AHEAD, NUM_EXAMPLES_AHEAD_OF_RANKS = 1024, 4096
 """Examples of the first steps, whose largest micro-batch sets the shape of the first CUDA graph."""
+_NUM_CONNECTING = 2**24
+"""As many as a small adapter has: few numbers take other ways."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,11 @@ def build_training(
     sampler = BatchSampler(data.examples, settings.train, settings.seed, group_by_image=settings.data.group_by_image)
     kept_tokens = read_max_tokens(resume_from) if resume_from else None
     in_dtype = settings.model_copy(update={"dtype": f"{dtype}".removeprefix("torch.")})
-    fit_memory = partial(fit_to_memory, in_dtype, data, sampler, engine, device, terminal, kept_tokens, world=world)
+
+    def fit_memory(loaded: MemoryFit | None = None) -> MemoryFit:
+        fit = fit_to_memory(in_dtype, data, sampler, engine, device, terminal, kept_tokens, loaded, world)
+        return take_smallest_microbatches(fit, terminal, world)
+
     fit = fit_memory()
     if fit.num_shards > 1:
         text = f"each of {fit.num_shards} GPUs holds a part of every layer, and gathers the one that computes"
@@ -157,7 +163,7 @@ def build_training(
         decoder = pending.wait_for_decoder()
         if decoder.shards is not None:
             decoder.shards.connect()
-            decoder.shards.run_empty_pass(backward=False)  # NCCL takes its memory with the first gathers
+            decoder.shards.run_empty_pass(backward=False)  # if NCCL gathers: it takes memory with the first gathers
         refit = fit_memory(loaded=fit)
         if refit.max_tokens < fit.max_tokens:
             first_batches = pack_first(num_ahead, refit.max_tokens)
@@ -250,6 +256,15 @@ def _build_reference(
     return TrainingSetup(engine, model, copy_adapter, load_adapter, release, features, data, fit.max_tokens)
 
 
+def take_smallest_microbatches(fit: MemoryFit, terminal: Terminal, world: World) -> MemoryFit:
+    """The fit, with the micro-batches of the rank that has the least memory: all ranks cut the held-out examples alike,
+    and deal the pieces."""
+    smallest = min(world.gather_objects(fit.max_tokens))
+    if smallest < fit.max_tokens:
+        terminal.print(f"memory     another GPU has less: micro-batches of at most {smallest} tokens")
+    return replace(fit, max_tokens=smallest)
+
+
 def fit_to_memory(
     settings: Settings,
     data: TrainingData,
@@ -281,15 +296,18 @@ def fit_to_memory(
             max_tokens, 0, 0, num_shards=_select_num_shards(settings, engine, can_pack, world, lambda: True)
         )
     if loaded is None:
-        free = compute_free_bytes(torch.cuda.mem_get_info(device)[0], has_context=True)
+        _connect_gpus(world, device)
+        free = compute_free_bytes(torch.cuda.mem_get_info(device)[0], has_context=True, num_gpus=world.size)
     else:
-        free = compute_left_bytes(measure_available_bytes(device))
+        free = compute_left_bytes(measure_available_bytes(device), world.size)
         if loaded.peak_bytes <= free:
             return loaded
     prefix_sharing = select_prefix_sharing(settings, engine)
     max_tokens_set = settings.train.max_tokens_per_microbatch
     steps = count_steps(sampler, max_tokens_set, prefix_sharing=prefix_sharing, num_ranks=world.size)
-    workload = Workload.from_settings(settings, config, engine, steps.largest_microbatch, data.held_out, data.grids)
+    workload = Workload.from_settings(
+        settings, config, engine, steps.largest_microbatch, data.held_out, data.grids, world.size
+    )
 
     def fits_whole() -> bool:
         return workload.nf4_values > 0 or find_fit(workload, least, free) is not None
@@ -329,6 +347,14 @@ def _select_num_shards(
     if world.size == 1 or choice is False or (engine == "reference" and not can_pack):
         return 1
     return 1 if choice == "auto" and all(world.gather_objects(fits_whole())) else world.size
+
+
+def _connect_gpus(world: World, device: torch.device) -> None:
+    """Sum numbers over the ranks, as a step does: NCCL takes its memory with the first sum."""
+    if world.size > 1 and device.type == "cuda":
+        world.all_reduce(torch.zeros(_NUM_CONNECTING, device=device))
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
 
 
 def _synchronize(device: torch.device) -> None:
