@@ -48,6 +48,10 @@ def test_facts_have_units_and_names_but_no_folders(prepare_run: Callable[..., An
     assert all(name in facts["Versions"] for name in ("torch ", "transformers ", "peft ", "python "))
     assert " cores" in facts["CPU"]
     assert str(tmp_path) not in " ".join(value for label, value in facts.items() if label != "Base model")
+    assert "Trained on" not in facts  # one process
+    steps = [{"kind": "train", "step": 1}, *({"kind": "train", "step": n, "ranks": n} for n in (2, 2, 4))]
+    (_, group), *_ = list_facts(run.settings, run.data, [], [*RECORDS, *steps], manifest)
+    assert ("Trained on", "1, then 2, then 4 processes on the CPU") in group
     bare = list_facts(run.settings, run.data, [], [], {})  # the log and the manifest are gone
     assert "Total time" not in {label for _, group in bare for label, _ in group}
 

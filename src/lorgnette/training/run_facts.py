@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def list_facts(
             "Run",
             [
                 ("Started", format_date(manifest.get("started"))),
+                ("Trained on", _describe_ranks(records, memory)),
                 ("Total time", format_duration(seconds) if seconds else ""),
                 ("Steps", end),
                 ("Examples per step", str(train.batch_size)),
@@ -117,6 +119,14 @@ def list_facts(
         ),
     ]
     return [(title, [fact for fact in facts if fact[1]]) for title, facts in groups]
+
+
+def _describe_ranks(records: Sequence[Record], memory: Mapping[str, Any]) -> str:
+    """How many GPUs or processes trained, in the order of a resumed run; "" where it was always one."""
+    counts = [count for count, _ in groupby(r.get("ranks", 1) for r in records if r.get("kind") == "train")]
+    if set(counts) <= {1}:
+        return ""
+    return f"{', then '.join(map(str, counts))} {'GPUs' if memory.get('gpu') else 'processes on the CPU'}"
 
 
 def _describe_learning_rate(setting: float, records: Sequence[Record]) -> str:
