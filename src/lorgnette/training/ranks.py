@@ -119,7 +119,8 @@ def _join_torchrun(device: str, terminal: Terminal) -> Iterator["World"]:
             num_machines = int(os.environ.get("GROUP_WORLD_SIZE") or world.size // world.local_size)
             _check_machines(num_machines)
             terminal.print(f"ranks      {_describe(world.size, num_machines, 'cuda' if is_cuda else 'cpu')}")
-            yield world
+            with world.status.phase("data", is_bounded=False):  # the first rank may hash images for long
+                yield world
             leave_world(world)
     except (LorgnetteError, OSError) as error:
         if world.is_main:

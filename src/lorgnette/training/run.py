@@ -102,24 +102,24 @@ def run_training(
 
                 # Take the steps that are left.
                 snapshot = _build_snapshot(setup, trainer, settings, metadata, sample, world)
-                with (
-                    timer("steps"),
-                    terminal.show_progress("steps", trainer.total_steps, completed=trainer.step) as advance,
-                    GracefulInterrupt(terminal, world.status) as interrupt,
-                ):
-                    callbacks = TrainingCallbacks(
-                        run_dir, terminal, log, trackers, snapshot, writer, samples, advance, interrupt,
-                        lambda: trainer.total_steps, settings.train.logging_steps, user_callbacks, world,
-                    )  # fmt: skip
-                    silent = SilentCallbacks(samples, interrupt, snapshot, callbacks.get_total_steps)
-                    is_finished = trainer.train(callbacks if world.is_main else silent)
+                with GracefulInterrupt(terminal, world.status) as interrupt:
+                    with (
+                        timer("steps"),
+                        terminal.show_progress("steps", trainer.total_steps, completed=trainer.step) as advance,
+                    ):
+                        callbacks = TrainingCallbacks(
+                            run_dir, terminal, log, trackers, snapshot, writer, samples, advance, interrupt,
+                            lambda: trainer.total_steps, settings.train.logging_steps, user_callbacks, world,
+                        )  # fmt: skip
+                        silent = SilentCallbacks(samples, interrupt, snapshot, callbacks.get_total_steps)
+                        is_finished = trainer.train(callbacks if world.is_main else silent)
+                    if not is_finished:  # a scheduler may send TERM twice: this, too, is not disturbed
+                        writer.wait()
+                        if not _report_stop(trainer.step, interrupt, user_callbacks, run_dir, log, terminal, world):
+                            return
                 if is_finished:
                     can_learn = not explain_built_in_model(settings.model, data.references)
                     _report_end(trainer, log, terminal, can_learn=can_learn)
-                else:
-                    writer.wait()
-                    if not _report_stop(trainer.step, interrupt, user_callbacks, run_dir, log, terminal, world):
-                        return
 
                 # Save the adapter; the last checkpoint is written while the answers are generated.
                 peak, reserved = measure_peak_gib(device), measure_reserved_gib(device)

@@ -67,7 +67,10 @@ class StepReport:
 
 @dataclass(slots=True)
 class RunningStats:
-    """Sums since the last log record, as of StepCounts. seconds: of the steps, without evaluation and saving."""
+    """Sums since the last log record, as of StepCounts. seconds: of the steps, without evaluation and saving.
+
+    busiest_tokens: times the number of ranks, which may change where a run goes on.
+    """
 
     total_loss: float = 0.0
     num_steps: int = 0
@@ -349,7 +352,7 @@ class Trainer:
             self.stats.total_loss += loss
             self.stats.num_steps += 1
             self.stats.num_tokens += counts.num_tokens
-            self.stats.busiest_tokens += counts.busiest_tokens
+            self.stats.busiest_tokens += counts.busiest_tokens * self.world.size
             self.stats.wait_seconds += counts.wait_seconds
             if self.auto_steps:
                 self.auto_steps.record_loss(loss, counts.num_labels)
@@ -369,7 +372,7 @@ class Trainer:
                     data_wait=stats.wait_seconds / stats.seconds,
                     seconds=stats.seconds,
                     ranks=self.world.size,
-                    imbalance=stats.busiest_tokens * self.world.size / stats.num_tokens - 1,
+                    imbalance=stats.busiest_tokens / stats.num_tokens - 1,
                 )
                 callbacks.on_log(report)
 
