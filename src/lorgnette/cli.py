@@ -166,6 +166,7 @@ def check(
         bool, Option("--look-alikes/--no-look-alikes", help="search for images that look alike")
     ] = True,
     out: Annotated[Path | None, Option(help="also write an HTML report")] = None,
+    gpus: Gpus = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a data set before training. Lists every row with a problem; exits with 1 if training would not start.
@@ -176,7 +177,7 @@ def check(
     report = lorgnette.check(
         request.require_data(settings), settings=settings, prompt=prompt, rows=rows, name=name, images_from=images_from,
         image_column=image_column, caption_column=caption_column, look_alikes=look_alikes,
-        recipe=request.recipe or "", out=out, console=console if as_json else None,
+        recipe=request.recipe or "", out=out, gpus=gpus, console=console if as_json else None,
     )  # fmt: skip
     if as_json:
         _print_json(report.as_dict())

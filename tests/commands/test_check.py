@@ -21,6 +21,7 @@ from rich.console import Console
 from lorgnette import config
 from lorgnette.commands.check import check
 from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.planning.gpus import GPUS
 from lorgnette.report.check_report import CheckReport
 from lorgnette.resolve import BUILT_IN_MODEL
 
@@ -50,6 +51,17 @@ def test_printed_lines(captions: Path, terminal_output: io.StringIO, console: Co
     assert "rows       7, 6 usable, 1 broken" in lines
     assert lines[-1].startswith("result     Training would not start: 1 of 7 rows cannot be used")
     assert lines[-1].endswith("; mend these rows, or leave them out: data.on_bad_row=skip.")
+
+
+def test_several_gpus_are_in_the_commands(captions: Path, monkeypatch: pytest.MonkeyPatch, console: Console) -> None:
+    """Not in that of `preview`, which does not know them. A machine with fewer gets a warning."""
+    monkeypatch.setattr("lorgnette.training.start_warnings.find_gpus", lambda: [GPUS["T4"]] * 2)
+    report = check(captions, gpus="4", console=console)
+    assert "this machine has 2 GPUs: the training would not start here with gpus=4" in report.setting_advice
+    assert [command.split()[1] for _, command in report.next_steps if command.endswith(" gpus=4")] == ["plan", "train"]
+    assert len(report.next_steps) == 3
+    with pytest.raises(UsageError, match="no number of GPUs"):
+        check(captions, gpus=0, console=console)
 
 
 def test_empty_data_is_blocking(tmp_path: Path, terminal_output: io.StringIO, console: Console) -> None:

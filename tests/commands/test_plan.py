@@ -296,15 +296,19 @@ def test_layers_are_sharded_where_they_fit_no_card(job: Callable[..., Settings],
     assert (alone.settings, alone.fit.num_shards) == (("quantization=nf4",), 1)
     assert (four.settings, four.fit.num_shards) == ((), 4)
     assert "fits with the layers sharded over 4 GPUs" in terminal_output.getvalue()
-    [whole] = plan(job(*words, "train.fully_shard=false"), memory=4, gpus=4, console=console).cards
-    assert whole.settings == ("quantization=nf4",)
+    never, always = (
+        plan(job(*words, f"train.fully_shard={choice}"), memory=4, gpus=4, console=console) for choice in (False, True)
+    )
+    assert never.cards[0].settings == ("quantization=nf4",)
+    assert always.memory.peak_items["gathered layers"] > 0
+    assert "gathered layers" not in never.memory.peak_items
 
 
 def test_the_gpus_of_this_machine(
     make_settings: Callable[..., Settings], terminal_output: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     console, two = Console(file=terminal_output, width=500), [replace(GPUS["H100"], memory_gib=70.0)] * 2
-    for module in ("commands.plan", "planning.gpus", "training.start_warnings"):
+    for module in ("planning.gpus", "training.start_warnings"):
         monkeypatch.setattr(f"lorgnette.{module}.find_gpus", lambda: two)
     assert plan(make_settings(), console=console).num_gpus == 1
     assert "has 2 GPUs: `train` uses one, and with gpus=all every one" in terminal_output.getvalue()
@@ -314,7 +318,7 @@ def test_the_gpus_of_this_machine(
     assert json.loads(json.dumps(result.as_dict()))["machine"]["parallel"]["num_gpus"] == 2
     plan(make_settings(), gpus=4, console=console)
     assert "has 2 GPUs: the training would not start here with gpus=4" in terminal_output.getvalue()
-    monkeypatch.setattr("lorgnette.commands.plan.find_gpus", lambda: [])
+    monkeypatch.setattr("lorgnette.planning.gpus.find_gpus", lambda: [])
     assert plan(make_settings(), gpus="all", console=console).num_gpus == 1
     for gpus in (0, "-1", "two"):
         with pytest.raises(UsageError, match="no number of GPUs · gpus="):

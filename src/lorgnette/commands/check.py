@@ -24,6 +24,7 @@ from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.quantization import list_quantization_remarks, select_quantization
 from lorgnette.models.registry import HfConfig, find_family
 from lorgnette.models.released_models import find_size
+from lorgnette.planning.gpus import count_gpus
 from lorgnette.processing.processor import Processor, list_size_remarks
 from lorgnette.processing.token_stats import TokenStats, compute_token_stats
 from lorgnette.report.check_report import CheckReport, SplitSummary, print_report
@@ -58,6 +59,7 @@ def check(
     look_alikes: bool = True,
     recipe: str | Path | None = None,
     out: Path | str | None = None,
+    gpus: int | str | None = None,
     console: Console | None = None,
     **values: Any,
 ) -> CheckReport:
@@ -65,14 +67,15 @@ def check(
 
     data, recipe, settings, values: as in `train`. They give the split, the token limit, the model whose tokenizer
     counts. prompt, rows and images_from override them.
-    look_alikes: also compare the images' pixels, decoded at low resolution. If the model is not on this machine, tokens
-    are not counted. Raises UsageError for a metric that training refuses: for an unknown name at once, for one that is
-    undefined for the held-out rows at the end.
+    look_alikes: also compare the images' pixels, decoded at low resolution. gpus: as in `plan`. If the model is not on
+    this machine, tokens are not counted. Raises UsageError for a metric that training refuses: for an unknown name at
+    once, for one that is undefined for the held-out rows at the end.
     """
     terminal = Terminal(console)
     name_of_recipe = "" if recipe is None else str(recipe)
     recipe = None if isinstance(settings, Settings) else recipe  # these are the recipe's settings
     settings = build_settings(data, recipe=recipe, settings=settings, values=values, terminal=terminal)
+    num_gpus = count_gpus(gpus)
     source = require_data(settings)
     is_on_hub = is_hub_address(str(source))
     if not is_on_hub:
@@ -144,11 +147,11 @@ def check(
             *remarks,
             *_list_model_remarks(settings, hf_config),
             *list_start_warnings(settings, [row.reference for row in examples]),
-            *filter(None, [explain_missing_device(settings.device), explain_idle_gpus(settings.device)]),
+            *filter(None, [explain_missing_device(settings.device), explain_idle_gpus(settings.device, num_gpus)]),
         ],
         folders=_list_folders(full_scan, settings, split_sources(source)),
     )
-    report = replace(report, next_steps=_suggest_steps(report, typed, own_settings))
+    report = replace(report, next_steps=_suggest_steps(report, typed, own_settings, gpus))
     print_report(report, source, terminal)
     if out is not None:
         write_check_page(Path(out), report)
@@ -188,21 +191,24 @@ def _list_folders(scan: data_sets.ScanResult, settings: Settings, sources: Seque
     return list(dict.fromkeys([*folders, *(o for o in others if not any(map(o.is_relative_to, folders)))]))
 
 
-def _suggest_steps(report: CheckReport, source: Path, settings: Settings) -> list[tuple[str, str]]:
+def _suggest_steps(
+    report: CheckReport, source: Path, settings: Settings, gpus: int | str | None
+) -> list[tuple[str, str]]:
     """(purpose, command): what to do after this result."""
     words = [source, *list_changed_settings(settings, without=("data.path",))]
+    with_gpus = words if gpus is None else [*words, f"gpus={gpus}"]
     if report.split.failure or not report.data_report.num_usable:
-        return [("Mend the data, then check it again", format_command("check", *words))]
+        return [("Mend the data, then check it again", format_command("check", *with_gpus))]
     if report.is_blocking:
-        skip = format_command("train", *words, "data.on_bad_row=skip")
+        skip = format_command("train", *with_gpus, "data.on_bad_row=skip")
         return [
-            ("Mend these rows, then check again", format_command("check", *words)),
+            ("Mend these rows, then check again", format_command("check", *with_gpus)),
             ("Or train without them", skip),
         ]
     return [
         ("See which tokens are trained", format_command("preview", *words)),
-        ("See how long it takes, and whether it fits", format_command("plan", *words)),
-        ("Train", format_command("train", *words)),
+        ("See how long it takes, and whether it fits", format_command("plan", *with_gpus)),
+        ("Train", format_command("train", *with_gpus)),
     ]
 
 

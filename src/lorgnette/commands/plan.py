@@ -18,7 +18,7 @@ from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.models.registry import has_known_sizes
 from lorgnette.planning.card_fit import Variant, compute_least_bytes, find_variant, list_variants
 from lorgnette.planning.data_parallel import ParallelEstimate, estimate_parallel, format_duration
-from lorgnette.planning.gpus import GPU_NAMES, GPUS, Gpu, GpuName, find_gpu, find_gpus
+from lorgnette.planning.gpus import GPU_NAMES, GPUS, Gpu, GpuName, count_gpus, find_gpu
 from lorgnette.planning.memory import (
     GIB,
     EngineName,
@@ -173,20 +173,11 @@ def plan(
         raise UsageError("no such GPU", where=f"gpu={gpu}", hint=hint)
     terminal = Terminal(console)
     settings = build_settings(data, recipe=recipe, settings=settings, values=values, terminal=terminal)
-    num_gpus = _count_gpus(gpus)
+    num_gpus = count_gpus(gpus)
     settings = inherit_settings(settings, terminal)
     with _explain_missing_model(settings):
         training_data = TrainingData.load(settings, terminal, needs_weights=False)
     return _plan(settings, training_data, memory, card, num_gpus, terminal)
-
-
-def _count_gpus(gpus: int | str | None) -> int:
-    """Raises UsageError for what is no number."""
-    if gpus is None:
-        return 1
-    if gpus != "all" and not (str(gpus).isdecimal() and int(gpus) > 0):
-        raise UsageError("no number of GPUs", where=f"gpus={gpus}", hint="write a number, 1 or more, or gpus=all")
-    return max(len(find_gpus()), 1) if gpus == "all" else int(gpus)
 
 
 @contextmanager
@@ -249,6 +240,7 @@ def _plan(
             for length, grids in zip(sizes.lengths.tolist(), sizes.iter_grids(), strict=True)
         ]
         variants = list_variants(settings, config, workload, tokens_of, token_side, num_gpus)
+        workload = variants[0].workload  # with the layers sharded, if the settings say so
 
         def estimate(card: Gpu, available_bytes: int) -> GpuEstimate:
             return _estimate_gpu(card, settings.dtype, variants, available_bytes, steps, data, num_gpus)

@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from lorgnette.errors import UsageError
 from lorgnette.types import AMPERE, TURING, Capability
 
 GpuName = Literal[
@@ -93,6 +94,20 @@ def find_gpus() -> list[Gpu]:
     except (OSError, subprocess.SubprocessError):
         return []  # a driver that does not answer has no GPU for torch either
     return [gpu for line in done.stdout.splitlines() if (gpu := parse_gpu(line))]
+
+
+def count_gpus(gpus: int | str | None) -> int:
+    """How many are to train together, whether this machine has them or not. gpus: as of `train`; None: 1.
+
+    Raises UsageError for what is no number.
+    """
+    if gpus is None:
+        return 1
+    if gpus == "all":
+        return max(len(find_gpus()), 1)
+    if not (str(gpus).isdecimal() and int(gpus) > 0):
+        raise UsageError("no number of GPUs", where=f"gpus={gpus}", hint="write a number, 1 or more, or gpus=all")
+    return int(gpus)
 
 
 def parse_gpu(line: str) -> Gpu | None:

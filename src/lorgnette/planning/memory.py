@@ -388,13 +388,13 @@ def _predict_fast(workload: Workload) -> MemoryEstimate:
         warmup = _count_weight_bytes(small) + tokens * limits.WARMUP_LAYERS * layer + logits
         warmup += static.get("one matrix of NF4 in full", 0)
         shared = {"adapter": static["adapter"] // 2, "allocator": rounding}
-        decoder = static["weights"] + static.get("gathered layers", 0)
-        start = _predict_feature_phase(workload, 0 if workload.is_loaded_in_turn else decoder) | shared
+        start = _predict_feature_phase(workload, 0 if workload.is_loaded_in_turn else static["weights"]) | shared
         if workload.is_loaded_in_turn:
             phases["warm-up"] = shared | {"warm-up": warmup, "libraries": 2 * _WORKSPACE}
         else:
             # While matrices are quantized, their absmax is in fp32: 4 bytes for 64 values.
             start |= {"warm-up": warmup, "loading": _LOADING_BYTES + workload.nf4_values // 16}
+            start |= {name: size for name, size in static.items() if name == "gathered layers"}
         phases["features"] = start
     return MemoryEstimate(phases)
 
