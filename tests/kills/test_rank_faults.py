@@ -146,6 +146,27 @@ def test_a_signal_before_the_first_step_stops_ranks_that_wait(tmp_path: Path) ->
     assert time.monotonic() - begin < 15
 
 
+@pytest.mark.parametrize("is_deaf", [False, True])
+def test_a_second_ctrl_c_stops_at_once(is_deaf: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a rank that does not look at signals."""
+    monkeypatch.setattr(rank_process, "LEAVE_SECONDS", 0.3 if is_deaf else 60.0)
+
+    def train(world: World) -> None:
+        with GracefulInterrupt(build_rank_terminal(), world.status):
+            if is_deaf:
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            world.barrier()
+            for _ in range(2 if world.rank else 0):
+                os.kill(os.getppid(), signal.SIGINT)
+                time.sleep(0.5)
+            time.sleep(100)
+
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        start_ranks(2, "cpu", tmp_path / "ranks", train)
+    assert time.monotonic() - begin < 10
+
+
 def test_ranks_whose_command_is_killed_save_and_end(tmp_path: Path) -> None:
     command = os.fork()
     if not command:

@@ -224,11 +224,13 @@ def _build_launch_config(size: int, port: int) -> Any:
             nothing = dict.fromkeys(envs, "")
             return LogsDest(stdouts=dict(nothing), stderrs=dict(nothing), error_files=dict(nothing))
 
+    # wait_for_ranks handles Ctrl-C.
+    signals = [s for s in STOP_SIGNALS if s != signal.SIGINT and signal.getsignal(s) != signal.SIG_IGN]
     options: dict[str, Any] = {
         "run_id": f"{os.getpid()}", "rdzv_backend": "static", "rdzv_endpoint": f"{_LOOPBACK}:{port}",
         "rdzv_configs": {"rank": 0}, "max_restarts": 0, "monitor_interval": 0.1, "start_method": "fork",
         "logs_specs": NoLogs(), "shutdown_timeout": SHUTDOWN_SECONDS,
-        "signals_to_handle": ",".join(s.name for s in STOP_SIGNALS if signal.getsignal(s) != signal.SIG_IGN),
+        "signals_to_handle": ",".join(s.name for s in signals),
     }  # fmt: skip
     known = {field.name for field in fields(LaunchConfig)}  # torch 2.11 has fewer
     # The configuration asks whether there is CUDA; through NVML the parent stays without.

@@ -10,8 +10,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -222,23 +223,42 @@ def _wait_for_others(status: RankStatus, watchdog: Watchdog) -> None:
 def wait_for_ranks(table: NDArray[Any]) -> Iterator[None]:
     """In the process that forked the ranks: leave the block, after a signal too, when none of them runs.
 
-    A second signal makes torch's agent give up waiting. A second Ctrl-C reaches the ranks, which then do not save.
+    Ctrl-C raises SignalException, as other signals do in torch's agent. A second one goes to the ranks alone, which
+    then do not save; those that do not end either are killed.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
 
+    is_stopping = False
+
+    def on_ctrl_c(number: int, frame: FrameType | None) -> None:
+        nonlocal is_stopping
+        if not is_stopping:
+            is_stopping = True
+            raise SignalException("Ctrl-C", signal.SIGINT)
+        _send(signal.SIGINT, table["pid"][table["outcome"] == Outcome.RUNNING])
+        timer = threading.Timer(LEAVE_SECONDS, _kill_ranks, [table])
+        timer.daemon = True
+        timer.start()
+
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, on_ctrl_c)
     try:
         yield
     except SignalException:
         end = time.monotonic() + STOP_SECONDS
         while pids := _find_children(table):
-            try:
+            with suppress(SignalException):
                 time.sleep(0.05)
-            except SignalException as again:
-                if again.sigval == signal.SIGINT:
-                    _send(signal.SIGINT, pids)
             if time.monotonic() > end:
                 _send(signal.SIGKILL, pids)
         raise
+
+
+def _kill_ranks(table: NDArray[Any]) -> None:
+    """Kill the ranks that still run, as stopped ones."""
+    is_running = table["outcome"] == Outcome.RUNNING
+    table["outcome"][is_running] = Outcome.STOPPED
+    _send(signal.SIGKILL, table["pid"][is_running])
 
 
 def _find_children(table: NDArray[Any]) -> list[int]:
@@ -246,8 +266,8 @@ def _find_children(table: NDArray[Any]) -> list[int]:
     return [child.pid for child in multiprocessing.active_children() if child.pid is not None and child.pid in pids]
 
 
-def _send(number: int, pids: Sequence[int]) -> None:
-    for pid in pids:
+def _send(number: int, pids: Iterable[int]) -> None:
+    for pid in filter(None, pids):  # 0: of a rank that has not begun
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 
