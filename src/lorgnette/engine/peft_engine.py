@@ -79,7 +79,8 @@ class ReferenceEngine:
     @torch.no_grad()
     def compute_loss(self, batch: PackedBatch) -> Float[Tensor, ""]:
         self.model.eval()
-        return self.compute_weighted_loss(batch)
+        with refuse_oom_of_shards(self.shards, len(batch.input_ids)):
+            return self.compute_weighted_loss(batch)
 
     def sync_weights(self) -> None:
         """Does nothing: the optimizer updates PEFT's own parameters."""

@@ -34,7 +34,8 @@ from lorgnette.processing.image_processor import ImageProcessor
 from lorgnette.processing.rank_shares import split_between_ranks
 from lorgnette.types import ImageGrid
 
-_MAX_PENDING_WRITES = 32
+_MAX_PENDING_WRITES = 8
+"""Calls of the tower whose features may wait on the device for the disk: their memory is not planned."""
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
