@@ -95,6 +95,7 @@ def test_values_become_ours(values: dict[str, Any], settings: dict[str, Any]) ->
         ({"adam_beta2": 0.95}, "it is 0.999"),
         ({"deepspeed": "ds_z3_config.json"}, "gpus=4"),
         ({"fsdp": True}, "fully_shard"),
+        ({"nproc_per_node": 2}, "gpus=2 of the command"),
         ({"load_in_8bit": True}, "not in 8; write quantization=nf4"),
         ({"quantization_bit": 8}, "not in 8; write quantization=nf4"),
         ({"load_in_4bit": "yes"}, "it is neither true nor false"),

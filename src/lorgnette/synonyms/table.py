@@ -180,7 +180,7 @@ TABLE: tuple[Synonym, ...] = tuple(chain(
     _accept("T", "max_steps", "train.max_steps", read_max_steps, "at most; train.epochs may end a run before"),
     _combine("T", "per_device_train_batch_size per_gpu_train_batch_size, gradient_accumulation_steps, "
              "nproc_per_node num_processes num_gpus", "train.batch_size", combine_batch,
-             "per device × accumulated × GPUs on which it ran"),
+             "per device × accumulated × GPUs on which it ran; gpus=4 of the command trains on four"),
     _accept("T", "learning_rate lr", "train.learning_rate"),
     _accept("T", "lr_scheduler_type lr_scheduler", "train.lr_scheduler_type"),
     _accept("T", "warmup_steps num_warmup_steps", "train.warmup_steps"),

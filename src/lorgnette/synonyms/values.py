@@ -170,7 +170,10 @@ def combine_batch(values: Values) -> Translation:
     counts = {word: read_whole(value) for word, value in values.items()}
     if "per_device_train_batch_size" not in counts:
         message = "a step's batch is per_device_train_batch_size × gradient_accumulation_steps × GPUs"
-        raise NoCounterpartError(message, "give per_device_train_batch_size too, or train.batch_size alone")
+        hint = "give per_device_train_batch_size too, or train.batch_size alone"
+        if gpus := counts.get("nproc_per_node"):
+            hint += f"; gpus={gpus} of the command trains on {gpus}"
+        raise NoCounterpartError(message, hint)
     per_device, gpus = counts["per_device_train_batch_size"], counts.get("nproc_per_node", 1)
     accumulated = counts.get("gradient_accumulation_steps", 1)
     note = f"{per_device} per device × {accumulated} accumulated × {gpus} {'GPU' if gpus == 1 else 'GPUs'}"
