@@ -20,6 +20,7 @@ from lorgnette.commands.check import check
 from lorgnette.commands.model import list_models
 from lorgnette.commands.plan import plan
 from lorgnette.config import Settings, load_settings
+from lorgnette.distributed import World
 from lorgnette.engine.select import select_engine, select_prefix_sharing
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.models.base_checkpoint import BaseCheckpoint
@@ -74,26 +75,30 @@ def test_a_plan_and_a_check_need_no_weights(
     "words",
     [
         [], ["data.group_by_image=true", "dtype=float32"], ["lora.dropout=0"], ["train.batch_size=2"],
-        ["quantization=nf4"], ["engine=reference"],
+        ["quantization=nf4"], ["engine=reference"], ["train.fully_shard=false"], ["train.fully_shard=true"],
     ],
 )  # fmt: skip
 def test_plan_and_train_use_the_same_workload(
     make_settings: Callable[..., Settings], console: Console, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
+    """The last two on two GPUs."""
     settings, workloads = make_settings(*words), []
+    world = World() if settings.train.fully_shard == "auto" else World(0, 2)
 
     def record(workload: Workload, *rest: Any) -> MemoryFit:
         workloads.append(workload)
         return find_fit(workload, *rest)
 
     monkeypatch.setattr(setup, "find_fit", record)
+    monkeypatch.setattr(setup, "_connect_gpus", lambda world, device: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (24 * GIB, 24 * GIB))
     terminal = Terminal(console)
     data, by_image = TrainingData.load(settings, terminal), settings.data.group_by_image
     sampler = BatchSampler(data.examples, settings.train, settings.seed, group_by_image=by_image)
-    result = plan(settings, console=console)
-    setup.fit_to_memory(settings, data, sampler, result.engine, torch.device("cuda"), terminal)
+    result = plan(settings, gpus=world.size, console=console)
+    setup.fit_to_memory(settings, data, sampler, result.engine, torch.device("cuda"), terminal, world=world)
     assert [result.workload] == workloads
+    assert result.workload.num_graphs == (2 if world.size == 1 else 4)
 
 
 def test_printed_lines(make_settings: Callable[..., Settings], console: Console, terminal_output: io.StringIO) -> None:
