@@ -337,3 +337,26 @@ def test_a_run_that_chooses_its_steps_resumes_bit_for_bit(make_settings: Chosen,
     assert curves[0] == curves[1]
     weights = [(tmp_path / run / "adapter" / "adapter_model.safetensors").read_bytes() for run in ("whole", "late")]
     assert weights[0] == weights[1]
+
+
+class RowError(Exception):
+    pass
+
+
+def test_a_callback_that_raises_stops_all_ranks(
+    make_settings: Chosen, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The caller gets the exception, though another process raised it, when the step is saved."""
+
+    def fail(step: int, loss: float) -> None:
+        if step == 2:
+            raise RowError("row 17")
+
+    words = "device=cpu", "engine=fast", "train.batch_size=2", "train.epochs=2"
+    with pytest.raises(RowError, match="row 17") as caught:
+        train(make_settings(*words), callbacks=fail, gpus=2)
+    run = tmp_path / "run"
+    assert f"The run is saved at step 2; lorgnette.resume('{run}', gpus=2) goes on." in caught.value.__notes__
+    assert "test_train.py" in caught.value.__notes__[-1]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000002"]
+    assert capfd.readouterr().err.count("saved      at step 2; to resume: ") == 1

@@ -199,4 +199,4 @@ def test_a_training_of_which_a_rank_is_killed(fork_command: Callable[..., list[s
     assert [error.split(" · ")[0] for error in errors] == ["lorgnette: a process was ended by SIGKILL"]
     assert "rank 1 of 2 on" in errors[0]
     assert "in step 5" in errors[0]
-    assert "saved      at step 4; to resume: lorgnette train --resume run" in result["printed"]
+    assert "saved      at step 4; to resume: lorgnette train --resume run gpus=2" in result["printed"]

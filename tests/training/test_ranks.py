@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -121,7 +121,8 @@ def test_a_machine_has_a_gpu_for_each_rank(
 
 @pytest.mark.usefixtures("outside_slurm")
 def test_the_number_of_gpus_and_machines_is_said(terminal: Terminal, terminal_output: io.StringIO) -> None:
-    with open_ranks(3, "cpu", terminal) as ranks:
+    with open_ranks(3, "cpu", terminal) as ranks, ranks.open_run(nullcontext(RunDir(Path("run")))) as run_dir:
+        assert run_dir.resume_command == "lorgnette train --resume run gpus=3"
         assert (ranks.num_to_start, ranks.is_main, ranks.broadcast("mine")) == (3, True, "mine")
     assert terminal_output.getvalue() == "ranks      3 processes on the CPU on 1 machine\n"
     assert _describe(8, 2, "cuda") == "8 GPUs on 2 machines"

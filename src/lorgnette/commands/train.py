@@ -235,7 +235,7 @@ def _train(
             from lorgnette.training.checkpoint import find_latest_checkpoint
             from lorgnette.training.run import run_training
 
-            if ranks.num_to_start > 1 and settings.device == "cpu":
+            if ranks.num_to_start > 1 and settings.device == "cpu" and settings.engine != "fast":
                 _import_reference_engine(data.checkpoint.family.class_name)
 
     def train_rank(world: "World", run_dir: RunDir) -> None:

@@ -54,10 +54,11 @@ class _Child:
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
-    """lock_descriptor: the open file .lock, while this process holds the lock."""
+    """lock_descriptor: the open file .lock, while this process holds the lock. gpus: how many train in it."""
 
     path: Path
     lock_descriptor: int | None = field(default=None, compare=False, repr=False)
+    gpus: int = field(default=1, compare=False, repr=False)
 
     config = _Child("config.yaml")
     manifest = _Child("manifest.json")
@@ -109,7 +110,7 @@ class RunDir:
 
     @property
     def resume_command(self) -> str:
-        return format_command("train", "--resume", self.path)
+        return format_command("train", "--resume", self.path, *([f"gpus={self.gpus}"] if self.gpus > 1 else []))
 
     @contextmanager
     def lock(self, warn: Callable[[str], None]) -> Iterator["RunDir"]:

@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lorgnette.errors import LorgnetteError, UsageError
@@ -57,11 +57,11 @@ class Ranks:
 
     @contextmanager
     def open_run(self, opened: AbstractContextManager[RunDir]) -> Iterator[RunDir]:
-        """The run's folder, which the first rank opens and locks."""
+        """The run's folder, which the first rank opens and locks. It knows how many processes will be forked."""
         if self.world is None or self.world.is_main:
             with opened as run_dir:
                 self.broadcast(run_dir.path.resolve())
-                yield run_dir
+                yield replace(run_dir, gpus=self.num_to_start)
         else:
             yield RunDir(self.world.broadcast_object(None))
 

@@ -223,7 +223,9 @@ def _report_stop(
     has_error = world.broadcast_object(user_callbacks.error is not None)
     if numbers or has_error:
         terminal.print(f"saved      at step {step}; to resume: {run_dir.resume_command}")
-        user_callbacks.raise_error(f"The run is saved at step {step}; lorgnette.resume({str(run_dir.path)!r}) goes on.")
+        gpus = f", gpus={run_dir.gpus}" if run_dir.gpus > 1 else ""
+        resume = f"lorgnette.resume({str(run_dir.path)!r}{gpus})"
+        user_callbacks.raise_error(f"The run is saved at step {step}; {resume} goes on.")
         if has_error:
             return False
         interrupt.number = numbers[0]  # another rank may have received it
