@@ -64,12 +64,6 @@ class World:
             with self._exchange():
                 torch.distributed.all_reduce(tensor)
 
-    def all_reduce_max(self, tensor: Tensor) -> None:
-        """Replace the tensor by its maximum over all ranks."""
-        if self.size > 1:
-            with self._exchange():
-                torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
-
     def begin_all_gather(self, whole: Tensor, part: Tensor) -> "Work":
         """Begin to write the parts of all ranks, by rank, into `whole`, after all that this rank has launched.
 

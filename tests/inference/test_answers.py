@@ -9,10 +9,17 @@ import pytest
 from lorgnette.config import ProcessorSettings
 from lorgnette.distributed import World
 from lorgnette.errors import LorgnetteError
-from lorgnette.inference.answers import AnswersInterrupted, answer_examples, describe_generation, describe_row_cuts
+from lorgnette.inference.answers import (
+    AnswersInterrupted,
+    answer_examples,
+    describe_generation,
+    describe_row_cuts,
+    share_answers,
+)
 from lorgnette.inference.loading import LoadedModel
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.processing.processor import Processor
+from lorgnette.rank_status import RankStatus, allocate_table
 from lorgnette.resolve import BUILT_IN_MODEL
 from lorgnette.types import Example, Prediction, PredictionRow
 from tests.ranks import run_ranks
@@ -138,3 +145,21 @@ def test_ranks_share_the_prompts_and_have_all_answers(example: Callable[..., Exa
     assert [rows for rows, _ in results] == [alone] * 3
     assert sorted(num_prompts for _, num_prompts in results) == [[1, 1], [2, 2], [2, 2]]
     assert [rows for rows, _ in run_ranks(answer_on_rank, 2, examples[:1], terminal)] == [alone[:1]] * 2
+
+
+def test_each_answer_of_a_rank_is_progress(examples: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise ranks that wait for many answers would end it after ten minutes."""
+    world, seen = World(0, 2, status=RankStatus(0, allocate_table(2))), list[float]()
+
+    def generate(own: Sequence[Example]) -> Iterator[Prediction]:
+        for one in own:
+            world.status.row["since"] = 0.0
+            yield Prediction(one, "text", None)
+
+    def gather(self: World, value: Any) -> list[Any]:
+        seen.append(float(world.status.row["since"]))
+        return [value, []]
+
+    monkeypatch.setattr(World, "gather_objects", gather)
+    assert len(list(share_answers(generate, examples[:1], EchoModel().processor, world))) == 1
+    assert seen[0] > 0

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, zip_longest
 
+import torch
+
 from lorgnette.distributed import World
 from lorgnette.inference.answer_boxes import locate_references
 from lorgnette.inference.loading import LoadedModel, explain_out_of_memory
@@ -104,9 +106,12 @@ def share_answers(
         yield from generate(examples)
         return
     shares = split_between_ranks([processor.count_answer_tokens(example) + 1 for example in examples], world.size)
-    with world.status.phase("answers", is_bounded=False):
-        predictions = generate([examples[i] for i in shares[world.rank]])
-        own = [(p.text, p.adapter, p.is_complete, p.boxes) for p in predictions]
+    # A batch of long answers may take a CPU more than ten minutes, but no GPU.
+    with world.status.phase("answers", is_bounded=torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
+        own = []
+        for p in generate([examples[i] for i in shares[world.rank]]):
+            own.append((p.text, p.adapter, p.is_complete, p.boxes))
+            world.status.report_progress()
         gathered = world.gather_objects(own)
     by_place = dict(zip(chain(*shares), chain(*gathered), strict=True))
     yield from (Prediction(example, *by_place[i]) for i, example in enumerate(examples))

@@ -321,8 +321,9 @@ def _save_error(file: IO[bytes], error: BaseException) -> None:
         pickle.loads(content)  # noqa: S301 - its own
     except Exception:  # a user's exception may refuse in any way, one with arguments of its own only when it is read
         content = pickle.dumps((RuntimeError("".join(traceback.format_exception(error))), []))
-    file.write(content)
-    file.flush()
+    with suppress(OSError):  # a full disk: the table has its message
+        file.write(content)
+        file.flush()
 
 
 def _load_error(folder: Path, file: IO[bytes], cause: RankError) -> BaseException:
