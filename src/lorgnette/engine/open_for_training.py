@@ -120,8 +120,11 @@ def open_for_training(
     def build_engine(loaded: Decoder, fit: MemoryFit, batches: Sequence[PackedBatch]) -> FastEngine:
         options: dict[str, Any] = {"group_by_image": group_by_image, "recompute_layers": fit.recompute_layers}
         engine = FastEngine(loaded, adapter, features, dropout=lora.dropout, **options)
+        # The graphs leave room for AdamW's two moments, which come next: a step can be split, the optimizer cannot.
+        moments = torch.empty(2, shape.num_params, device=device) if is_cuda else None
         # The replay inside may read a half-initialized adapter: nothing of it is kept, and the copy below follows.
         engine.capture_ahead(batches, fit.pool_bytes, most_graphs)
+        del moments
         adapter_init.result()
         engine.sync_weights()
         return engine
