@@ -80,6 +80,8 @@ def test_a_metric_that_selects_the_best_step_uses_all_full_answers(captions: Pat
 class RecordingShards:
     """Layers of all ranks: says whether a rank leads or follows."""
 
+    is_collective, world = True, World()
+
     def __init__(self) -> None:
         self.calls: list[str] = []
 
