@@ -296,7 +296,7 @@ def test_several_gpus_share_a_step(job: Callable[..., Settings], terminal_output
 def test_layers_are_sharded_where_they_fit_no_card(job: Callable[..., Settings], terminal_output: io.StringIO) -> None:
     """Before anything that would change the model, and only there."""
     console = Console(file=terminal_output, width=500)
-    words = ("lora.rank=8", "train.batch_size=4")
+    words = ("lora.rank=8", "train.batch_size=4", "data.max_rows=60")
     alone, four = (plan(job(*words), memory=4, gpus=n, console=console).cards[0] for n in (1, 4))
     assert (alone.settings, alone.fit.num_shards) == (("quantization=nf4",), 1)
     assert (four.settings, four.fit.num_shards) == ((), 4)

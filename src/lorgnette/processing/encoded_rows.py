@@ -13,6 +13,7 @@ a reference to it, which writes. Needs no torch.
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple, overload
 
@@ -21,6 +22,8 @@ from jaxtyping import Int32, Int64
 
 from lorgnette.types import IGNORE_INDEX, Encoded, Example, ImageGrid
 
+MAX_BUILT = 1024
+"""Rows that stay built, 3 kB each."""
 PositionFunction = Callable[[int, Sequence[int], Sequence[ImageGrid]], Int32[np.ndarray, "3 T"]]
 """(length, image_starts, grids) → positions; `compute_position_ids` of a model family."""
 
@@ -167,11 +170,21 @@ class _Table:
 
 
 class EncodedRows(Sequence[Encoded]):
-    """Rows that are built when they are asked for, equal to those that were given. A slice is rows too."""
+    """Rows that are built when they are asked for, equal to those that were given. A slice is rows too.
 
-    def __init__(self, table: _Table, indices: Int64[np.ndarray, " N"], sizes: RowSizes) -> None:
-        """indices: of the rows in the table; sizes: of these rows."""
+    The last MAX_BUILT are kept: `plan` and a training of few rows ask for the same ones again and again.
+    """
+
+    def __init__(
+        self,
+        table: _Table,
+        indices: Int64[np.ndarray, " N"],
+        sizes: RowSizes,
+        build: Callable[[int], Encoded] | None = None,
+    ) -> None:
+        """indices: of the rows in the table; sizes: of these rows. build: `table.build` that keeps rows."""
         self._table, self._indices, self.sizes = table, indices, sizes
+        self._build = build or lru_cache(MAX_BUILT)(table.build)
 
     @classmethod
     def from_rows(
@@ -205,7 +218,7 @@ class EncodedRows(Sequence[Encoded]):
     def select(self, indices: Sequence[int]) -> "EncodedRows":
         """Some of these rows, in the order of the indices."""
         chosen = np.array(indices, np.int64)
-        return EncodedRows(self._table, self._indices[chosen], self.sizes.select(chosen))
+        return EncodedRows(self._table, self._indices[chosen], self.sizes.select(chosen), self._build)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -217,7 +230,7 @@ class EncodedRows(Sequence[Encoded]):
     def __getitem__(self, index: int | slice) -> "Encoded | EncodedRows":
         if isinstance(index, slice):
             return self.select(range(len(self))[index])
-        return self._table.build(int(self._indices[index]))
+        return self._build(int(self._indices[index]))
 
 
 def select_rows(examples: Sequence[Encoded], indices: Sequence[int]) -> Sequence[Encoded]:
