@@ -20,7 +20,7 @@ COMMANDS = {
     "prepare": "SOURCE --out --prompt --holdout --split --rows --sample --seed --to --name --images-from"
     " --image-column --caption-column --on-bad-row --text-boxes",
     "check": "WORDS --recipe --prompt --rows --name --images-from --image-column --caption-column"
-    " --look-alikes/--no-look-alikes --out --json",
+    " --look-alikes/--no-look-alikes --out --gpus --json",
     "preview": "WORDS --rows --out",
     "plan": "WORDS --memory --gpu --gpus --json",
     "train": "WORDS --resume --gpus",

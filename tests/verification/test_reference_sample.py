@@ -67,7 +67,7 @@ def test_recording_does_not_affect_training(
     before = torch.random.get_rng_state()
     assert save_sample(tmp_path / "second", tuned, processor) == sample
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert all(p.grad is None for p in peft_engine.get_adapter_state(tuned).values())
+    assert not any(p.grad is not None and p.grad.any() for p in tuned.parameters())
     tuned.eval()
 
 
