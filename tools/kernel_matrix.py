@@ -3,7 +3,7 @@
     python tools/kernel_matrix.py FILE [--all] [--jobs N]
 
 The launches of every released model (kernel_launches.py) are compiled by Triton and NVIDIA's assembler. Two figures are
-held against the card's limits: shared memory, and spilled bytes (registers that do not fit and are kept in memory).
+compared with the card's limits: shared memory, and bytes of registers that do not fit and spill into memory.
 Exits with 1 if a kernel is above a limit, or if no model launches it.
 
 --all: compile everything and write FILE, of which tools/kernels_page.py prints docs/kernels.md. Otherwise each kernel

@@ -231,20 +231,20 @@ class FastEngine:
     def _capture(self, inputs: StaticInputs) -> torch.cuda.CUDAGraph:
         assert self._graph_stream is not None
         if self.shards is not None:
-            self.shards.forget_gathered()  # each replay begins with the first layer
+            self.shards.discard_gathers()  # each replay begins with the first layer
         try:
             with self._graph_stream.capture() as graph:
                 self._forward_backward(inputs)
         finally:
             if self.shards is not None:
-                self.shards.forget_captured()
+                self.shards.discard_capture()
         inputs.graph = graph
         return graph
 
     def _replay(self, graph: torch.cuda.CUDAGraph) -> None:
         graph.replay()
         if self.shards is not None:
-            self.shards.forget_gathered()
+            self.shards.discard_gathers()
 
     @torch.no_grad()
     def _forward_backward(self, inputs: StaticInputs) -> None:

@@ -148,7 +148,7 @@ def _split_rows(weight: ShardedWeight, in_features: int, sizes: list[int]) -> li
     for size in sizes:
         start, end = (min(max(row - first, 0), size) for row in (weight.rows.start, weight.rows.stop))
         begin = first + start - weight.rows.start
-        parts.append(WeightRows(weight.kept[begin : begin + end - start, :in_features], start, (size, in_features)))
+        parts.append(WeightRows(weight.own_rows[begin : begin + end - start, :in_features], start, (size, in_features)))
         first += size
     return parts
 

@@ -87,7 +87,7 @@ class LoraLinear:
         self.weight, self.bias, self.in_features, self.rng_stream = weight, bias, in_features, rng_stream
         self.factors: LoraFactors | None = None
         self.scaling = 1.0
-        kept = weight.kept if isinstance(weight, ShardedWeight) else weight
+        kept = weight.own_rows if isinstance(weight, ShardedWeight) else weight
         self._b = kept.b if isinstance(kept, QuantizedWeight) else kept[:, in_features:]
         self._a = self._b.new_empty(self._b.shape[1], in_features)
         """s·A of every adapted projection, in the weight's dtype."""

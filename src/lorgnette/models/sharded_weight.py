@@ -45,7 +45,7 @@ class ShardedWeight:
     gather: Callable[[], Float[Tensor, "O IR"]]
 
     @property
-    def kept(self) -> Float[Tensor, "_ IR"]:
+    def own_rows(self) -> Float[Tensor, "_ IR"]:
         """This rank's rows alone."""
         return self.local[: len(self.rows)]
 
@@ -115,20 +115,20 @@ class ShardedLayers:
         """Whether a pass waits for all ranks."""
         return self._peer_rows is None
 
-    def forget_gathered(self) -> None:
+    def discard_gathers(self) -> None:
         """Gather every layer anew."""
         for i in range(2):
             self._wait(i)
         self._gathered, self._current = [None, None], None
 
-    def forget_captured(self) -> None:
+    def discard_capture(self) -> None:
         """After a capture, also one that failed: none of its copies has run."""
         self._running, self._gathered, self._current = [[], []], [None, None], None
 
     @contextmanager
     def update(self) -> Iterator[None]:
         """Change this rank's rows, while all others change theirs."""
-        self.forget_gathered()
+        self.discard_gathers()
         self._wait_for_ranks()  # that still read these rows
         yield
         self._wait_for_ranks()

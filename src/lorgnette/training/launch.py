@@ -151,9 +151,9 @@ class _RankJob:
         end_with_parent()
         rank = int(os.environ["RANK"])
         with redirect_output(self.folder / f"rank-{rank}.log" if rank > 0 else None):
-            self._run_watched(rank)
+            self._run_under_watchdog(rank)
 
-    def _run_watched(self, rank: int) -> None:
+    def _run_under_watchdog(self, rank: int) -> None:
         status, stop = RankStatus(rank, self.table), StopSignals()
         say = Terminal().warn if rank == 0 else build_rank_terminal().warn
         try:
