@@ -32,6 +32,7 @@ settings.load_profile("lorgnette")
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 FORK_SERVER = ROOT / "tests" / "fork_server.py"
+pytest_plugins = ["browser_pages"]
 PLAIN_MODULES = ["torch", "peft", "transformers.models.qwen2_vl.modeling_qwen2_vl"]
 PLAIN_MODULES += ["transformers.models.qwen2_vl.processing_qwen2_vl", "transformers.generation"]
 OUR_MODULES = [

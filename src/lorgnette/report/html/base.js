@@ -1,24 +1,4 @@
-"use strict";
-/* Switches light and dark, shows chart values under the pointer, copies commands. The page works without it. */
-
-const root = document.documentElement;
-const theme = document.getElementById("theme");
-const storeTheme = (value) => {  // returns the stored theme; a page opened from a file may have no storage
-  try {
-    if (value) localStorage.setItem("lorgnette-theme", value);
-    return localStorage.getItem("lorgnette-theme");
-  } catch { return null; }
-};
-const isDark = () => (root.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
-const updateLabel = () => {
-  theme.textContent = isDark() ? "Light" : "Dark";
-  theme.setAttribute("aria-label", isDark() ? "Use light colors" : "Use dark colors");
-};
-if (["light", "dark"].includes(storeTheme())) root.dataset.theme = storeTheme();
-theme.hidden = false;
-theme.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; storeTheme(root.dataset.theme); updateLabel(); });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", updateLabel);
-updateLabel();
+/* Shows chart values under the pointer, copies commands. The page works without it. */
 
 const formatNumber = (value) => {  // the same form as format_number in charts.py
   if (!Number.isInteger(value) || Math.abs(value) >= 1e6) value = Number(value.toPrecision(4));

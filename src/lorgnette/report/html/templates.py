@@ -1,4 +1,4 @@
-"""Fills the templates of this folder. Values are escaped; a missing value is an error."""
+"""Fills the templates of this folder, and of other packages' folders. Values are escaped; a missing value is an error."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -35,14 +35,14 @@ def write_page(path: Path, template: str, *, folders: Iterable[Path] = (), **val
     write_text(path, render(template, folders=folders, **values))
 
 
-def render(template: str, *, folders: Iterable[Path] = (), **values: Any) -> str:
-    """The template filled with values.
+def render(template: str, *, folders: Iterable[Path] = (), template_folder: Path | None = None, **values: Any) -> str:
+    """The template filled with values. template_folder: where templates of another package are.
 
     People share pages: paths lose these absolute `folders`, except in commands (the filter `as_typed`), and the home
     folder is written `~`.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader([folder for folder in (template_folder, Path(__file__).parent) if folder]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=_build_path_shortener(folders),

@@ -1,4 +1,4 @@
-"""A real browser for the pages: Debian's Chromium, headless, through Playwright. Tests that need it skip without."""
+"""A real browser for pages: Debian's Chromium, headless, through Playwright. Tests that need it skip without."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,8 +11,10 @@ import pytest
 CHROMIUM = Path("/usr/bin/chromium")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """A browser for one file. Not for the session: while Playwright runs, its event loop is the thread's, and
+    asyncio.run fails in other tests."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if not CHROMIUM.is_file():
         pytest.skip(f"no browser at {CHROMIUM}")
@@ -57,7 +59,7 @@ HEADINGS = (
 class Opened:
     """The page in a window, with everything it asked for and complained about."""
 
-    def __init__(self, browser: Any, path: Path, **window: Any) -> None:
+    def __init__(self, browser: Any, page: Path | str, **window: Any) -> None:
         self.context = browser.new_context(**window)
         self.view = self.context.new_page()
         self.complaints: list[str] = []
@@ -65,7 +67,7 @@ class Opened:
         self.view.on("console", lambda message: self.complaints.append(message.text))
         self.view.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.view.on("request", lambda request: self.requests.append(request.url))
-        self.view.goto(path.as_uri())
+        self.view.goto(page if isinstance(page, str) else page.as_uri())
 
     def paper(self) -> str:
         return str(self.view.evaluate("getComputedStyle(document.body).backgroundColor"))
@@ -79,7 +81,7 @@ class Opened:
 
 @pytest.fixture
 def opened(browser: Any) -> Callable[..., Opened]:
-    """opened(path, viewport=…) → the page in a window of its own."""
+    """opened(path or address, viewport=…) → the page in a window of its own."""
     return partial(Opened, browser)
 
 
