@@ -1,0 +1,47 @@
+"""Errors of the HTTP API, in the form that OpenAI's clients read."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from starlette.responses import JSONResponse
+
+ErrorType = Literal["invalid_request_error", "rate_limit_error", "server_error"]
+
+
+class ApiError(Exception):
+    """A request that is refused or that failed: an HTTP status and OpenAI's error object.
+
+    param: the part of the request that is wrong, such as "messages.0.content". code: what programs look at.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: ErrorType = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.status, self.message, self.type, self.param, self.code = status, message, type, param, code
+        self.headers = dict(headers or {})
+        super().__init__(message)
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def to_response(self) -> JSONResponse:
+        return JSONResponse(self.body, self.status, headers=self.headers)
+
+    def to_event(self) -> str:
+        """The event that ends a stream, for a failure after its first byte."""
+        return format_event(self.body)
+
+
+def format_event(value: Any) -> str:
+    """A server-sent event with JSON on one line."""
+    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
