@@ -1,0 +1,148 @@
+"""The HTTP server: its port, its thread, and its end. What it answers is the ASGI app's matter."""
+
+import atexit
+import errno
+import socket
+import threading
+from collections.abc import Callable
+from itertools import count
+from typing import Any, Self
+
+import uvicorn
+
+from lorgnette.errors import LorgnetteError
+
+DEFAULT_PORT = 8787
+_NUM_PORTS = 100
+"""Ports that are tried from the default one on."""
+_KEEP_ALIVE_SECONDS = 75
+"""How long a client's idle connection stays open: longer than clients keep theirs, or they would write to a closed
+one."""
+_STOP_SECONDS = 5
+"""How long open answers may take to end with an error."""
+
+
+def open_port(host: str, port: int | None = None) -> socket.socket:
+    """A socket that is bound to a port of this machine, and does not listen yet.
+
+    port: None takes the default one, or the next that is free; 0 any that is free. Raises LorgnetteError if the port is
+    taken, or if the host is no address of this machine.
+    """
+    try:
+        addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):  # a label of more than 63 characters is a UnicodeError
+        raise _build_address_error(host) from None
+    family, address = min((family, address[0]) for family, *_, address in addresses)  # IPv4 before IPv6
+    for candidate in (port,) if port is not None else count(DEFAULT_PORT):
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else it stays taken a minute after its end
+        try:
+            listener.bind((address, candidate))
+        except OSError as error:
+            listener.close()
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise _build_address_error(host) from None
+            if port is None and candidate < DEFAULT_PORT + _NUM_PORTS:
+                continue
+            if error.errno != errno.EADDRINUSE:  # a port below 1024 needs rights
+                raise LorgnetteError(str(error.strerror), where=f"port {candidate}", hint="use another port") from None
+            raise _build_taken_error(candidate) from None
+        return listener
+    raise AssertionError
+
+
+def format_address(host: str, port: int) -> str:
+    """Host and port as a URL has them."""
+    return f"{f'[{host}]' if ':' in host else host}:{port}"
+
+
+class HttpServer:
+    """Answers on a port with an ASGI app, in a thread of its own, from `start` until `stop`.
+
+    on_stop: is called once no more requests are taken; it ends the answers that are open.
+    """
+
+    def __init__(self, app: Any, port: socket.socket, on_stop: Callable[[], None] = lambda: None) -> None:
+        self._port = port
+        self._error: BaseException | None = None
+        # Nothing that depends on which of uvicorn's optional packages are installed, and no trust in a proxy's headers.
+        config = uvicorn.Config(
+            app, loop="asyncio", http="h11", ws="none", lifespan="off", interface="asgi3", log_config=None,
+            log_level="error", access_log=False, proxy_headers=False, server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=_STOP_SECONDS,
+        )  # fmt: skip
+        self._server = _Uvicorn(config, on_stop)
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Return when it answers. Raises LorgnetteError if another program has taken the port meanwhile."""
+        try:
+            self._port.listen(self._server.config.backlog)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise _build_taken_error(self._port.getsockname()[1]) from None
+        self._thread.start()
+        self._server.is_open.wait()
+        self._raise_error()
+        atexit.register(self.stop)
+
+    def wait(self) -> None:
+        """Return when it has ended. Raises what ended it."""
+        while self._thread.is_alive():
+            self._thread.join(1)  # without a time, no signal would wake it on every system
+        self._raise_error()
+
+    def stop(self) -> None:
+        """End the open answers with an error, and return when all connections are closed."""
+        atexit.unregister(self.stop)  # a second Ctrl-C ends the process at once
+        self._server.should_exit = True
+        self.wait()
+
+    def _run(self) -> None:
+        try:
+            self._server.run([self._port])
+        except BaseException as error:  # whoever waits raises it
+            self._error = error
+        finally:
+            self._port.close()
+            self._server.is_open.set()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+class _Uvicorn(uvicorn.Server):
+    """is_open: whether it answers, or has failed to."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.is_open, self._on_stop = threading.Event(), on_stop
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.is_open.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        self._on_stop()
+        await super().shutdown(sockets)
+
+
+def _build_address_error(host: str) -> LorgnetteError:
+    hint = "127.0.0.1 is for this machine alone, 0.0.0.0 for its network"
+    return LorgnetteError("no address of this machine", where=f"host {host}", hint=hint)
+
+
+def _build_taken_error(port: int) -> LorgnetteError:
+    hint = "another program uses it; name another port, or none: then the next free one is taken"
+    return LorgnetteError(f"port {port} is taken", where="port", hint=hint)

@@ -1,0 +1,126 @@
+"""The HTTP server: which port it takes, when it answers, and how it ends."""
+
+import asyncio
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from lorgnette.errors import LorgnetteError
+from lorgnette.server.http_server import DEFAULT_PORT, HttpServer, format_address, open_port
+
+
+async def send_start(send: Callable[..., Any], status: int = 200) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
+
+
+class Endless:
+    """An app whose answer goes on until it is told to end."""
+
+    def __init__(self) -> None:
+        self.has_begun, self.is_stopped = threading.Event(), False
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await send_start(send)
+        while not self.is_stopped:
+            await send({"type": "http.response.body", "body": b"more\n", "more_body": True})
+            self.has_begun.set()
+            await asyncio.sleep(0.01)
+        await send({"type": "http.response.body", "body": b"stopped"})
+
+
+@pytest.fixture
+def occupied() -> Iterator[int]:
+    """A port of loopback on which somebody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        yield other.getsockname()[1]
+
+
+def test_answers_end_when_the_server_stops() -> None:
+    app, port = Endless(), open_port("127.0.0.1", 0)
+    number = port.getsockname()[1]
+    server = HttpServer(app, port, app.stop)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", number))  # not before it answers
+    with closing(http.client.HTTPConnection("127.0.0.1", number, timeout=10)) as connection:
+        with server:
+            connection.request("GET", "/")
+            answer = connection.getresponse()
+            assert app.has_begun.wait(10)
+        assert answer.read().endswith(b"more\nstopped")
+    assert answer.headers["server"] is None
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", number))
+    open_port("127.0.0.1", number).close()  # free at once, though connections were open
+
+
+def test_a_given_port_that_is_taken_is_an_error(occupied: int) -> None:
+    with pytest.raises(LorgnetteError, match=f"port {occupied} is taken"):
+        open_port("127.0.0.1", occupied)
+
+
+def test_without_a_port_the_next_free_one_is_taken(occupied: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorgnette.server.http_server.DEFAULT_PORT", occupied)
+    with open_port("127.0.0.1") as port:
+        assert occupied < port.getsockname()[1] < occupied + 100
+    assert DEFAULT_PORT == 8787
+
+
+def test_two_servers_do_not_share_a_port() -> None:
+    """Both may bind it, but only the first may listen."""
+    first = open_port("127.0.0.1", 0)
+    second = open_port("127.0.0.1", first.getsockname()[1])
+    with HttpServer(Endless(), first), pytest.raises(LorgnetteError, match="is taken"):
+        HttpServer(Endless(), second).start()
+    second.close()
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no such host", "a" * 64 + ".example", ""])
+def test_a_host_that_is_not_this_machine_is_an_error(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(name: str, *_: object, **__: object) -> list[Any]:
+        """No test asks a name server."""
+        if name == "192.0.2.1":
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (name, 0))]
+        raise UnicodeError if len(name) > 63 else socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with pytest.raises(LorgnetteError, match="no address of this machine"):
+        open_port(host, 0)
+
+
+def test_what_ends_the_thread_reaches_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = HttpServer(Endless(), open_port("127.0.0.1", 0))
+
+    async def fail(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("uvicorn.Server.startup", fail)
+    with pytest.raises(RuntimeError, match="broken"):
+        server.start()
+
+
+def test_an_app_that_fails_answers_500() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise RuntimeError
+
+    port = open_port("127.0.0.1", 0)
+    address = port.getsockname()
+    with HttpServer(app, port), closing(http.client.HTTPConnection(*address, timeout=10)) as connection:
+        connection.request("POST", "/", body=json.dumps({}))
+        assert connection.getresponse().status == 500
+
+
+def test_addresses_are_those_of_urls() -> None:
+    assert [format_address(host, 80) for host in ("127.0.0.1", "::1", "a.example")] == [
+        "127.0.0.1:80",
+        "[::1]:80",
+        "a.example:80",
+    ]
