@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 WORDS = "words"
 """The argument of commands that take settings."""
+NAMED_MODELS = "named_models"
+"""The argument of commands that take models as NAME=PATH."""
 _SETTING_OPTIONS = {
     "adapter": "--adapter",
     "data.caption_column": "--caption-column",
@@ -44,7 +46,7 @@ _SETTING_OPTIONS = {
     "seed": "--seed",
 }
 """Setting → the option that commands without settings have for it."""
-_ADAPTER_ARGUMENTS = ("adapter", "model_or_run", "models_and_data", "folder")
+_ADAPTER_ARGUMENTS = ("adapter", "model_or_run", "models_and_data", "folder", NAMED_MODELS)
 _DATA_ARGUMENTS = ("source", "models_and_data")
 _RECIPE_SUFFIXES = (".yaml", ".yml")
 _MAX_RECIPE_BYTES = 100_000
@@ -304,6 +306,8 @@ def _place_setting(
             return _Placed([value], is_last=True)
         if setting == "adapter" and any(name in arguments for name in _ADAPTER_ARGUMENTS):
             return _Placed([value], is_first=True)
+    if NAMED_MODELS in arguments:
+        return _Placed([f"{key}={value}"])
     names = ", ".join(option for option in options if option.startswith("--") and option != "--help")
     raise UsageError(f"`lorgnette {command}` has no setting {key}", where=f"{key}={value}", hint=f"it has {names}")
 
