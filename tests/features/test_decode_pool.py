@@ -39,9 +39,9 @@ def test_an_error_reaches_the_consumer() -> None:
 
 def test_groups_are_of_similar_size_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_pool, "MAX_PATCHES_PER_CALL", 100)
-    sizes = [sum(g.h * g.w for g in group) for group in decode_pool._split_into_groups(build_grids(*[4] * 13))]
+    sizes = [sum(g.h * g.w for g in group) for group in decode_pool.split_into_groups(build_grids(*[4] * 13))]
     assert sum(sizes) == 13 * 16
     assert max(sizes) <= 100
     assert min(sizes) >= 48, "without balancing the last group would have one image"
-    alone = list(decode_pool._split_into_groups(build_grids(20, 20)))
+    alone = list(decode_pool.split_into_groups(build_grids(20, 20)))
     assert [len(group) for group in alone] == [1, 1], "an image above the bound is a group of its own"

@@ -43,7 +43,7 @@ class DecodePool:
         num_ranks: processes of this machine that load at the same time.
         """
         num_threads = min(max((os.cpu_count() or 1) // num_ranks, 1), _MAX_THREADS)
-        pool, groups = ThreadPoolExecutor(num_threads), _split_into_groups(grids)
+        pool, groups = ThreadPoolExecutor(num_threads), split_into_groups(grids)
         pending: deque[dict[ImageGrid, Future[ImageContent]]] = deque()
 
         def submit(num_groups: int) -> None:
@@ -63,7 +63,7 @@ class DecodePool:
         return iterate()
 
 
-def _split_into_groups(grids: Sequence[ImageGrid]) -> Iterator[list[ImageGrid]]:
+def split_into_groups(grids: Sequence[ImageGrid]) -> Iterator[list[ImageGrid]]:
     """Groups of similar size: a smaller last group would select and load other kernels."""
     total = sum(grid.h * grid.w for grid in grids)
     target = total / max(1, -(-total // MAX_PATCHES_PER_CALL))

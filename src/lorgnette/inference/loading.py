@@ -184,15 +184,20 @@ def release_unused_models() -> None:
 @contextmanager
 def explain_out_of_memory(hint: str) -> Iterator[None]:
     """Turn an out-of-memory error into a LorgnetteError with a hint. Other errors pass."""
-    import torch
-
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # torch has no error type of its own for the memory of a CPU and of MPS.
-        is_short = any(words in str(error) for words in ("can't allocate memory", "MPS backend out of memory"))
-        if not (is_short or isinstance(error, MemoryError | torch.OutOfMemoryError)):
+        if not is_out_of_memory(error):
             raise
         first_line = (str(error).strip() or "no details").splitlines()[0]
         reason = first_line.partition(". GPU ")[0].rpartition("DefaultCPUAllocator: ")[2]
         raise LorgnetteError(f"out of memory: {reason}", where="memory", hint=hint) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that a device's memory is short, or the host's."""
+    import torch
+
+    # torch has no error type of its own for the memory of a CPU and of MPS.
+    is_short = any(words in str(error) for words in ("can't allocate memory", "MPS backend out of memory"))
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and is_short)
