@@ -1,6 +1,7 @@
 import csv
 import math
 import os
+import struct
 import threading
 import time
 import warnings
@@ -267,10 +268,14 @@ def test_an_image_beyond_our_own_limit_is_refused_by_its_header(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_image: Callable[[Path], object]
 ) -> None:
     Image.new("RGBA", (100, 101)).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()  # metadata behind the pixels, as some editors write it
+    chunk = struct.pack(">I", 3) + b"tEXta\0b" + struct.pack(">I", zlib.crc32(b"tEXta\0b"))
+    (tmp_path / "late.png").write_bytes(content[:-12] + chunk + content[-12:])
     monkeypatch.setattr("lorgnette.data.images.MAX_PIXELS", 10_000)
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda image: pytest.fail("decoded"))
-    with pytest.raises(LorgnetteError, match="too large: 100×101 pixels, more than 10,000"):
-        open_image(tmp_path / "a.png")
+    for name in ("a.png", "late.png"):
+        with pytest.raises(LorgnetteError, match="too large: 100×101 pixels, more than 10,000"):
+            open_image(tmp_path / name)
 
 
 def test_the_limit_is_below_pillows_and_above_what_phones_take() -> None:

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import os
 import re
+import string
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,7 @@ _URL = re.compile(r"(?:[a-z][a-z0-9+.-]+://|data:)", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:image/([a-z0-9.+-]+)(?:;[^,;]*)*;base64,", re.IGNORECASE)
 _SUFFIXES = {"jpeg": "jpg", "svg+xml": "svg"}
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+={0,2}\s*")
-_FROM_URL_SAFE = str.maketrans("-_", "+/")
+_FROM_URL_SAFE = str.maketrans("-_", "+/", string.whitespace)
 _MIN_BASE64 = 64
 """No image has fewer characters in base64, and few file names without a dot have as many."""
 _MAX_BASE64_PATH = 500
@@ -87,9 +88,9 @@ class ImageResolver:
             raise LorgnetteError("an image path is empty", hint="write the path, or remove the row")
         if match := _DATA_URI.match(path):
             kind = match[1].lower()
-            return self.extract(_decode_base64(path[match.end() :], "a data URI"), _SUFFIXES.get(kind, kind))
+            return self.extract(decode_base64(path[match.end() :], "a data URI"), _SUFFIXES.get(kind, kind))
         if image_format := _detect_base64_image(path):
-            return self.extract(_decode_base64(path, "an image in base64"), SUFFIXES[image_format])
+            return self.extract(decode_base64(path, "an image in base64"), SUFFIXES[image_format])
         if len(path) > _MAX_BASE64_PATH and _BASE64.fullmatch(path):
             message = f"{len(path):,} characters of base64 are no image in a known format: {_shorten(path)}"
             raise LorgnetteError(message, hint="encode the image again, or write its path")
@@ -191,10 +192,11 @@ def _detect_base64_image(text: str) -> str | None:
 
 def _remove_blanks(text: str) -> str:
     """Base64 without line breaks, in the letters that b64decode reads."""
-    return "".join(text.split()).translate(_FROM_URL_SAFE)
+    return text.translate(_FROM_URL_SAFE)
 
 
-def _decode_base64(text: str, name: str) -> bytes:
+def decode_base64(text: str, name: str) -> bytes:
+    """The bytes of a base64 text, in either alphabet, with line breaks or without. Raises LorgnetteError."""
     try:
         content = base64.b64decode(_remove_blanks(text), validate=True)
     except ValueError as error:

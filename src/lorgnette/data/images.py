@@ -92,13 +92,18 @@ def open_pillow(file: IO[bytes]) -> ImageFile.ImageFile:
         return Image.open(file, formats=("HEIF",))
 
 
-def read_image_size(path: Path) -> tuple[int, int]:
+class ImageTooLargeError(LorgnetteError):
+    """An image has more pixels than are decoded."""
+
+
+def read_image_size(path: Path, *, max_pixels: int | None = None) -> tuple[int, int]:
     """(width, height) after EXIF orientation, from the header alone.
 
-    Raises LorgnetteError if the file is no image, cannot be opened, or has more than MAX_PIXELS pixels.
+    max_pixels: default MAX_PIXELS. Raises LorgnetteError if the file is no image or cannot be opened,
+    ImageTooLargeError if it has more pixels.
     """
-    with _open(path) as image:
-        return _check_size(path, _read_oriented_size(image))
+    with _open(path, max_pixels) as image:
+        return _read_oriented_size(image)
 
 
 def is_turned(path: Path) -> bool:
@@ -129,7 +134,6 @@ def load_image(path: Path) -> Image.Image:
 def load_resized(path: Path, resize: Callable[[Image.Image], T]) -> T:
     """`resize(load_image(path))`, while other threads decode no more than MAX_PIXELS pixels together with this one."""
     with _open(path) as image:
-        _check_size(path, image.size)  # before decoding: refusing an image costs no decode
         with decode_budget.reserve(image.size):
             rgb = _decode(path, image)
             image.close()
@@ -174,7 +178,7 @@ def decode_preview(
     preview is gray and is_whole is False.
     """
     with _open(path) as image:
-        size = _check_size(path, _read_oriented_size(image))
+        size = _read_oriented_size(image)
         if isinstance(image, JpegImagePlugin.JpegImageFile):
             if upper_fraction < 1 and (upper := _decode_upper(path, image, min_side, upper_fraction)):
                 return size, upper, False
@@ -196,7 +200,7 @@ def verify_image(path: Path) -> tuple[int, int]:
     """
     with _open(path) as image:
         file = image.fp  # None if reading the EXIF behind a PNG's pixels has already decoded the image
-        size = _check_size(path, _read_oriented_size(image))
+        size = _read_oriented_size(image)
         is_whole = file is not None and is_complete(file)
     return size if is_whole else load_image(path).size
 
@@ -205,12 +209,16 @@ def verify_image(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """The image opened by Pillow. Closes the file at the end; every error meanwhile becomes a LorgnetteError."""
+def _open(path: Path, max_pixels: int | None = None) -> Iterator[ImageFile.ImageFile]:
+    """The image opened by Pillow. Closes the file at the end; every error meanwhile becomes a LorgnetteError.
+
+    The size is checked at once: an image that is refused costs no decode, and EXIF behind a PNG's pixels needs one.
+    """
     _check_file(path)
     _silence_pil()
     try:
         with path.open("rb") as file, open_pillow(file) as image:
+            _check_size(path, image.size, max_pixels)
             yield image
     except LorgnetteError:
         raise
@@ -260,14 +268,14 @@ def _explain_missing(path: Path) -> LorgnetteError:
     return LorgnetteError("image is missing", where=str(path), hint=hint)
 
 
-def _check_size(path: Path, size: tuple[int, int]) -> tuple[int, int]:
+def _check_size(path: Path, size: tuple[int, int], max_pixels: int | None = None) -> None:
     width, height = size
     if min(size) < 1:
         raise LorgnetteError(f"image has no area ({width}×{height})", where=str(path), hint="replace or remove it")
-    if width * height > MAX_PIXELS:
-        message = f"image is too large: {width}×{height} pixels, more than {MAX_PIXELS:,}"
-        raise LorgnetteError(message, where=str(path), hint="scale it down, or remove its row")
-    return width, height
+    max_pixels = max_pixels or MAX_PIXELS
+    if width * height > max_pixels:
+        message = f"image is too large: {width}×{height} pixels, more than {max_pixels:,}"
+        raise ImageTooLargeError(message, where=str(path), hint="scale it down, or remove its row")
 
 
 def _read_oriented_size(image: ImageFile.ImageFile) -> tuple[int, int]:
@@ -478,7 +486,8 @@ _WEB_PAGE_STARTS = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<error")
 def explain_decode_error(path: Path, error: Exception) -> LorgnetteError:
     """The error to raise for whatever Pillow or the operating system raised on this file."""
     message, hint = _explain(path, error)
-    return LorgnetteError(message, where=str(path), hint=hint)
+    is_too_large = isinstance(error, Image.DecompressionBombError | MemoryError)
+    return (ImageTooLargeError if is_too_large else LorgnetteError)(message, where=str(path), hint=hint)
 
 
 def _explain(path: Path, error: Exception) -> tuple[str, str]:
@@ -491,7 +500,7 @@ def _explain(path: Path, error: Exception) -> tuple[str, str]:
     head = b""
     with suppress(OSError), path.open("rb") as file:
         head = file.read(512)
-    if other_format := _detect_other_format(head):
+    if other_format := detect_other_format(head):
         return other_format
     if isinstance(error, UnidentifiedImageError):
         damaged = "image is damaged: its header is invalid", _GET_AGAIN
@@ -502,7 +511,8 @@ def _explain(path: Path, error: Exception) -> tuple[str, str]:
     return f"image cannot be decoded: {text}", _GET_AGAIN
 
 
-def _detect_other_format(head: bytes) -> tuple[str, str] | None:
+def detect_other_format(head: bytes) -> tuple[str, str] | None:
+    """What a file that begins with `head` is, and what to do; None if it may be an image."""
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     needs_reader = image_signature.detect_image_format(head) == "heic" and not load_heic_reader()
     explanations = (
