@@ -27,7 +27,7 @@ class FeatureLru:
     """
 
     def __init__(self, tower: Embedder, image_processor: ImageProcessor, max_bytes: int = MAX_BYTES) -> None:
-        """image_processor: any of the checkpoint's for `encode`, which takes resized images; its size is `prepare`'s."""
+        """image_processor: any of the checkpoint's for `encode`, whose images are resized; `prepare` takes its size."""
         self._tower, self._image_processor, self._max_bytes = tower, image_processor, max_bytes
         self.device = tower.device
         self._patchifier = Patchifier(image_processor, tower.device, tower.dtype, max_patches=MAX_PATCHES_PER_CALL)

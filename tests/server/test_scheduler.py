@@ -1,0 +1,391 @@
+"""Requests join and leave on the device thread; whatever happens there, every stream ends and says how."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lorgnette.errors import LorgnetteError
+from lorgnette.inference.continuous_batch import DecodeRow
+from lorgnette.inference.sampling import SamplingParams
+from lorgnette.server.scheduler import GenerationError, QueueFullError, Scheduler, TokenStream
+from lorgnette.types import Encoded, Example
+
+END = 99
+
+
+def make_row(*token_ids: int, max_new_tokens: int = 50) -> DecodeRow:
+    """A row whose answer is these tokens, and then the end token."""
+    ids = np.array(token_ids, np.int32)
+    prompt = Encoded(Example("0", (), Path("rows"), 1), ids, ids, np.zeros((3, len(ids)), np.int32), (), ())
+    return DecodeRow(prompt, None, SamplingParams(max_new_tokens))
+
+
+@dataclass
+class StubBatch:
+    """Rows that answer with their prompt. gate: set while steps may run."""
+
+    num_rows: int = 4
+    max_tokens: int = 1000
+    rows: dict[DecodeRow, int] = field(default_factory=dict)
+    joined: list[list[DecodeRow]] = field(default_factory=list)
+    num_drops: int = 0
+    gate: threading.Event = field(default_factory=threading.Event)
+    on_join: Callable[[Sequence[DecodeRow]], None] = lambda rows: None
+    on_step: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    def select(self, waiting: Sequence[DecodeRow]) -> list[DecodeRow]:
+        return list(waiting[: self.num_rows - len(self.rows)])
+
+    def join(self, rows: Sequence[DecodeRow]) -> None:
+        self.on_join(rows)
+        self.joined.append(list(rows))
+        self.rows |= dict.fromkeys(rows, 0)
+
+    def step(self) -> list[tuple[DecodeRow, int]]:
+        self.gate.wait(10)
+        self.on_step()
+        tokens = [(row, [*row.prompt.input_ids.tolist(), END][number]) for row, number in self.rows.items()]
+        self.rows = {row: number + 1 for row, number in self.rows.items()}
+        return tokens
+
+    def leave(self, row: DecodeRow) -> None:
+        del self.rows[row]
+
+    def drop_idle_memory(self) -> None:
+        self.num_drops += 1
+
+
+@asynccontextmanager
+async def run(batch: StubBatch, **options: Any) -> AsyncIterator[Scheduler]:
+    features = SimpleNamespace(encode=lambda pixels: None, num_bytes=0)
+    scheduler = Scheduler(batch, features, [END], **options)  # type: ignore[arg-type]
+    try:
+        scheduler.wait_until_ready()
+        yield scheduler
+    finally:
+        batch.gate.set()
+        scheduler.close()
+    assert not scheduler._thread.is_alive()
+
+
+async def read(stream: TokenStream) -> list[int]:
+    return [token_id async for ids in stream for token_id in ids]
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it does not happen")
+
+
+def fail(error: BaseException) -> Callable[..., None]:
+    def raise_error(*_: object) -> None:
+        raise error
+
+    return raise_error
+
+
+def play(scene: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(scene(), 20))  # type: ignore[arg-type]
+
+
+def test_answers_end_at_the_end_token_or_the_limit() -> None:
+    async def scene() -> None:
+        async with run(StubBatch()) as scheduler:
+            streams = [
+                scheduler.submit(make_row(1, 2, 3), {}),
+                scheduler.submit(make_row(4, 5, 6, max_new_tokens=2), {}),
+                scheduler.submit(make_row(7, max_new_tokens=1), {}),
+                scheduler.submit(make_row(8, max_new_tokens=2), {}),
+                scheduler.submit(make_row(), {}),
+            ]
+            assert await asyncio.gather(*map(read, streams)) == [[1, 2, 3], [4, 5], [7], [8], []]
+            assert [stream.finish_reason for stream in streams] == ["stop", "length", "length", "stop", "stop"]
+            assert [stream.num_tokens for stream in streams] == [3, 2, 1, 1, 0]
+            stats = scheduler.stats()
+            assert stats.outcomes == {"stop": 3, "length": 2}
+            assert (stats.waiting, stats.running, stats.prompt_tokens, stats.answer_tokens) == (0, 0, 8, 7)
+            assert stats.first_token.count == 5
+            assert stats.token.count == 3 + 1 + 0 + 1 + 0
+
+    play(scene)
+
+
+def test_tokens_that_wait_come_together() -> None:
+    async def scene() -> None:
+        async with run(StubBatch()) as scheduler:
+            stream = scheduler.submit(make_row(1, 2, 3, 4), {})
+            await wait_until(lambda: stream.finish_reason is not None)
+            assert [ids async for ids in stream] == [[1, 2, 3, 4]]
+
+    play(scene)
+
+
+def test_a_request_joins_while_others_are_answered() -> None:
+    async def scene() -> None:
+        batch = StubBatch()
+        async with run(batch) as scheduler:
+            batch.on_step = batch.gate.clear  # one step
+            first = scheduler.submit(make_row(*range(40)), {})
+            assert await anext(first) == [0]
+            second = scheduler.submit(make_row(50), {})
+            batch.on_step = lambda: None
+            batch.gate.set()
+            assert await read(second) == [50]
+            assert await read(first) == list(range(1, 40))
+            assert [len(rows) for rows in batch.joined] == [1, 1]
+
+    play(scene)
+
+
+def test_a_full_queue_refuses_and_goes_on() -> None:
+    async def scene() -> None:
+        batch = StubBatch(num_rows=1)
+        batch.gate.clear()
+        async with run(batch, max_waiting=2) as scheduler:
+            first = scheduler.submit(make_row(1), {})
+            await wait_until(lambda: scheduler.stats().running == 1)
+            waiting = [scheduler.submit(make_row(number), {}) for number in (2, 3)]
+            with pytest.raises(QueueFullError):
+                scheduler.submit(make_row(4), {})
+            batch.gate.set()
+            assert await asyncio.gather(*map(read, [first, *waiting])) == [[1], [2], [3]]
+            assert scheduler.stats().outcomes == {"stop": 3, "refused": 1}
+
+    play(scene)
+
+
+def test_a_cancelled_request_frees_its_row_or_its_place() -> None:
+    async def scene() -> None:
+        batch = StubBatch(num_rows=1)
+        batch.gate.clear()
+        async with run(batch) as scheduler:
+            first, second, third = (scheduler.submit(make_row(*range(n, n + 9)), {}) for n in (10, 20, 30))
+            await wait_until(lambda: scheduler.stats().running == 1)
+            second.cancel()
+            assert scheduler.stats().waiting == 1  # at once
+            first.cancel("stop")
+            batch.gate.set()
+            assert await read(third) == list(range(30, 39))
+            assert await read(first) == await read(second) == []
+            assert first.finish_reason is second.finish_reason is None
+            assert scheduler.stats().outcomes == {"stop": 2, "cancelled": 1}
+            assert len(batch.joined) == 2
+            third.cancel()  # after its end
+            assert scheduler.stats().outcomes["cancelled"] == 1
+
+    play(scene)
+
+
+def test_a_row_that_does_not_fit_alone_fails_alone() -> None:
+    async def scene() -> None:
+        batch = StubBatch()
+        too_large = make_row(5, 5)
+
+        def refuse(rows: Sequence[DecodeRow]) -> None:
+            if too_large in rows:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        batch.on_join = refuse
+        batch.gate.clear()
+        async with run(batch) as scheduler:
+            first = scheduler.submit(make_row(1), {})
+            await wait_until(lambda: scheduler.stats().running == 1)
+            large, last = scheduler.submit(too_large, {}), scheduler.submit(make_row(2), {})
+            batch.gate.set()
+            assert await read(first) == [1]
+            with pytest.raises(GenerationError, match="out of memory") as info:
+                await read(large)
+            assert info.value.code == "out_of_memory"
+            assert await read(last) == [2]
+            assert scheduler.state == "ready"
+            assert batch.num_drops >= 2
+            assert scheduler.stats().outcomes == {"stop": 2, "error": 1}
+
+    play(scene)
+
+
+def test_rows_that_do_not_fit_together_wait_for_room() -> None:
+    async def scene() -> None:
+        batch = StubBatch()
+
+        def refuse(rows: Sequence[DecodeRow]) -> None:
+            if len(batch.rows) + len(rows) > 2:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+        batch.on_join = refuse
+        async with run(batch) as scheduler:
+            streams = [scheduler.submit(make_row(number, number), {}) for number in range(7)]
+            assert await asyncio.gather(*map(read, streams)) == [[number] * 2 for number in range(7)]
+            order = [int(row.prompt.input_ids[0]) for rows in batch.joined for row in rows]
+            assert order == list(range(7))  # nobody is overtaken
+
+    play(scene)
+
+
+@pytest.mark.parametrize("place", ["on_join", "on_step"])
+def test_an_exception_of_the_device_ends_all_streams(place: str) -> None:
+    async def scene() -> None:
+        batch = StubBatch(num_rows=2)
+        batch.gate.clear()
+        async with run(batch) as scheduler:
+            streams = [scheduler.submit(make_row(number), {}) for number in range(2)]
+            await wait_until(lambda: scheduler.stats().running == 2)
+            streams += [scheduler.submit(make_row(number), {}) for number in range(2)]
+            setattr(batch, place, fail(RuntimeError("CUDA error: an illegal memory access\nmore lines")))
+            batch.gate.set()
+            results = await asyncio.gather(*map(read, streams), return_exceptions=True)
+            errors = [result for result in results if isinstance(result, GenerationError)]
+            assert len(errors) == (2 if place == "on_join" else 4)
+            assert {error.code for error in errors} == {"device_lost"}
+            assert "CUDA error: an illegal memory access" in errors[0].message
+            assert "\n" not in errors[0].message
+            assert scheduler.state == "lost"
+            with pytest.raises(GenerationError, match="restart"):
+                scheduler.submit(make_row(1), {})
+        assert scheduler.state == "lost"
+
+    play(scene)
+
+
+@pytest.mark.parametrize("place", ["on_join", "on_step"])
+def test_a_device_that_hangs_ends_all_streams(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorgnette.server.scheduler._WATCH_SECONDS", 0.05)
+
+    async def scene() -> None:
+        batch, answers = StubBatch(num_rows=1), threading.Event()
+        async with run(batch, max_step_seconds=0.5) as scheduler:
+            await asyncio.sleep(0.6)  # without work it does not count
+            assert await read(scheduler.submit(make_row(1, 2), {})) == [1, 2]
+            setattr(batch, place, lambda *_: answers.wait(10))
+            streams = [scheduler.submit(make_row(number), {}) for number in range(2)]
+            for stream in streams:
+                with pytest.raises(GenerationError, match="does not answer") as info:
+                    await read(stream)
+                assert info.value.code == "device_lost"
+            assert scheduler.state == "lost"
+            answers.set()
+
+    play(scene)
+
+
+def test_closing_ends_all_streams() -> None:
+    async def scene() -> None:
+        batch = StubBatch(num_rows=1)
+        batch.gate.clear()
+        async with run(batch) as scheduler:
+            streams = [scheduler.submit(make_row(1, 2, 3), {}) for _ in range(3)]
+            await wait_until(lambda: scheduler.stats().running == 1)
+            threading.Timer(0.05, batch.gate.set).start()
+            scheduler.close()
+            for stream in streams:
+                with pytest.raises(GenerationError, match="stops") as info:
+                    await read(stream)
+                assert info.value.code == "closed"
+            assert scheduler.state == "closed"
+            with pytest.raises(GenerationError, match="stops"):
+                scheduler.submit(make_row(1), {})
+
+    play(scene)
+
+
+def test_nothing_is_answered_before_the_warm_up() -> None:
+    async def scene() -> None:
+        may_end = threading.Event()
+
+        def warm_up() -> list[str]:
+            may_end.wait(10)
+            return ["a remark"]
+
+        features = SimpleNamespace(encode=lambda pixels: None, num_bytes=0)
+        scheduler = Scheduler(StubBatch(), features, [END], warm_up=warm_up)  # type: ignore[arg-type]
+        assert scheduler.state == "loading"
+        with pytest.raises(GenerationError) as info:
+            scheduler.submit(make_row(1), {})
+        assert info.value.code == "loading"
+        may_end.set()
+        assert scheduler.wait_until_ready() == ["a remark"]
+        assert await read(scheduler.submit(make_row(1), {})) == [1]
+        scheduler.close()
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), LorgnetteError, "out of memory at the first answer"),
+        (LorgnetteError("the weights are broken"), LorgnetteError, "the weights are broken"),
+        (ValueError("a defect"), ValueError, "a defect"),
+    ],
+)
+def test_a_warm_up_that_fails_says_why(error: Exception, expected: type[Exception], message: str) -> None:
+    features = SimpleNamespace(encode=lambda pixels: None, num_bytes=0)
+    scheduler = Scheduler(StubBatch(), features, [END], warm_up=fail(error))  # type: ignore[arg-type]
+    with pytest.raises(expected, match=message):
+        scheduler.wait_until_ready()
+    assert scheduler.state == "lost"
+    scheduler.close()
+
+
+def test_a_reader_that_is_gone_frees_its_row() -> None:
+    """Its event loop has ended without a word."""
+    batch = StubBatch(num_rows=1)
+    batch.gate.clear()
+    features = SimpleNamespace(encode=lambda pixels: None, num_bytes=0)
+    scheduler = Scheduler(batch, features, [END])  # type: ignore[arg-type]
+    scheduler.wait_until_ready()
+
+    async def leave() -> None:
+        scheduler.submit(make_row(*range(40)), {})
+        scheduler.submit(make_row(*range(40)), {})
+        await wait_until(lambda: scheduler.stats().running == 1)
+
+    play(leave)
+    batch.gate.set()
+
+    async def stay() -> None:
+        assert await read(scheduler.submit(make_row(1), {})) == [1]
+
+    play(stay)
+    assert scheduler.stats().outcomes == {"cancelled": 2, "stop": 1}
+    scheduler.close()
+
+
+def test_many_tasks_come_and_go() -> None:
+    """Answers are whole and never mixed, whoever joins or leaves meanwhile."""
+
+    async def scene() -> None:
+        batch = StubBatch(num_rows=8)
+        async with run(batch) as scheduler:
+
+            async def ask(number: int) -> None:
+                await asyncio.sleep(number % 7 / 1000)
+                answer = [number * 100 + i for i in range(number % 11) if (number * 100 + i) != END]
+                stream = scheduler.submit(make_row(*answer), {})
+                if number % 5 == 0:
+                    async for _ in stream:
+                        stream.cancel()
+                else:
+                    assert await read(stream) == answer
+
+            await asyncio.gather(*(ask(number) for number in range(1, 61)))
+            await wait_until(lambda: not scheduler.stats().running)
+            assert not batch.rows
+            assert sum(scheduler.stats().outcomes.values()) == 60
+
+    play(scene)
