@@ -190,10 +190,9 @@ class _Request:
         return self._headers.get(name, "")
 
     def check_host(self) -> None:
-        """Raise ApiError 403 unless Host is a name of the server, or the address that the connection has reached."""
+        """Raise ApiError 403 unless Host is a name of the server."""
         host = self._get("host").lower()
-        address, port = self._scope.get("server") or ("", None)
-        if host not in self._settings.hosts and host != f"{_quote_address(address)}:{port}":
+        if host not in self._settings.hosts:
             message = f"this server does not have the name {host[:100]!r}; --allow-host NAME gives it one more"
             raise ApiError(403, message, code="wrong_host")
 
