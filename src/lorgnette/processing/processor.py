@@ -68,6 +68,10 @@ _THOUGHT = re.compile("</?think>")
 _HINT = "use config.json and the tokenizer of one checkpoint"
 
 
+class OverlongError(LorgnetteError):
+    """An example has more tokens than `max_length`."""
+
+
 @dataclass(eq=False)
 class Processor:
     """Tokenizer, chat template and image processor of one checkpoint under one run's settings.
@@ -90,7 +94,7 @@ class Processor:
         self.box_convention = BoxConvention(self.family.box_scale, self.family.box_format)
         self._control_pattern = re.compile("(" + "|".join(map(re.escape, control_tokens)) + ")")
         self._prompt_end = str(self.chat_template.render((("user", (False,)),), True)[-1])
-        self._opens_thought = _THOUGHT.findall(self._prompt_end)[-1:] == ["<think>"]
+        self.opens_thought = _THOUGHT.findall(self._prompt_end)[-1:] == ["<think>"]
         self._cached_grid = lru_cache(maxsize=None)(self._compute_grid)
         self._cached_frame = lru_cache(maxsize=1024)(self._encode_frame)
 
@@ -110,6 +114,12 @@ class Processor:
     def forget_images(self) -> None:
         """Forget the sizes of images: their files may change."""
         self._cached_grid.cache_clear()
+
+    def forget_requests(self) -> None:
+        """Empty all caches, which grow with every other text and image."""
+        self.forget_images()
+        self._cached_frame.cache_clear()
+        self.tokenizer.encode_cached.cache_clear()
 
     def encode(self, example: Example, *, add_generation_prompt: bool = False) -> Encoded:
         """Token ids, labels and positions of the whole conversation, [T], [T] and [3, T].
@@ -148,7 +158,7 @@ class Processor:
             counts = f"{length} tokens ({sum(grid.num_tokens for grid in grids)} of them for images)"
             message = f"{counts}, more than max_length={self.settings.max_length}"
             hint = "shorten the text, lower image_tokens, or raise max_length"
-            raise LorgnetteError(message, where=example.where, hint=hint)
+            raise OverlongError(message, where=example.where, hint=hint)
         if not add_generation_prompt and not spans and any(has_loss for _, has_loss in answers):
             message = "no answer that is to be learned begins as a prediction of this model does"
             raise LorgnetteError(message, where=example.where, hint="let the last answer be learned, or remove the row")
@@ -171,7 +181,7 @@ class Processor:
     def list_remarks(self, examples: Sequence[Example]) -> list[str]:
         """What this model does otherwise than the settings and the data say, in sentences."""
         remarks = list_size_remarks(self.settings, self.image_processor.token_side)
-        if self._opens_thought:
+        if self.opens_thought:
             remarks.append("this model thinks before it answers: the training teaches it to answer without a thought")
         if skipped := sum(map(self.count_skipped_answers, examples)):
             remarks.append(

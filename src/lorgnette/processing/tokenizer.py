@@ -19,7 +19,7 @@ from lorgnette.io.parse import MAX_CONFIG_BYTES, check_is_file, is_unicode, read
 from lorgnette.processing.boxes import BOX_TOKENS
 
 IMAGE_TOKEN, IM_END_TOKEN, ENDOFTEXT_TOKEN = "<|image_pad|>", "<|im_end|>", "<|endoftext|>"
-_END_OF_THOUGHT = "</think>"
+THINK_TOKEN, END_OF_THOUGHT_TOKEN = "<think>", "</think>"
 MAX_VOCABULARY = 2**22
 _HINT = "download the whole checkpoint again"
 
@@ -51,7 +51,7 @@ class TextTokenizer:
         self._vocab_size = MAX_VOCABULARY
         self._control_names = {id_: name for name, id_ in control_tokens.items()}
         self._hidden_ids = {id_ for name, id_ in control_tokens.items() if name not in BOX_TOKENS}
-        self._end_of_thought_id = control_tokens.get(_END_OF_THOUGHT)
+        self._end_of_thought_id = control_tokens.get(END_OF_THOUGHT_TOKEN)
         self.encode_cached = lru_cache(maxsize=4096)(self.encode)
 
     @classmethod
@@ -144,29 +144,55 @@ class TextTokenizer:
         """What each token adds to `decode`'s text. A character in several tokens is its last one's."""
         ids = list(ids)
         num_thought = self._count_thought(ids)
-        pieces = [""] * num_thought
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for id_ in ids[num_thought:]:
-            if id_ in self._control_names:
-                name = "" if id_ in self._hidden_ids else self._control_names[id_]
-                pieces.append(decoder.decode(b"", final=True) + name if name else "")
-            else:
-                token = self._text.id_to_token(id_) or ""
-                is_bytes = all(character in _BYTES for character in token)
-                pieces.append(decoder.decode(bytes(map(_BYTES.__getitem__, token)) if is_bytes else token.encode()))
+        decoder = AnswerDecoder(self)
+        pieces = [""] * num_thought + [decoder.add(id_) for id_ in ids[num_thought:]]
         if pieces:
-            pieces[-1] += decoder.decode(b"", final=True)
+            pieces[-1] += decoder.end()
         for i in range(num_thought, len(pieces)) if num_thought else ():
             pieces[i] = pieces[i].lstrip("\n")
             if pieces[i]:
                 break
         return pieces
 
+    def get_control_name(self, id_: int) -> str | None:
+        """The name of a control token; None for a token of text."""
+        return self._control_names.get(id_)
+
+    def get_bytes(self, id_: int) -> bytes:
+        """What a token adds to the text of an answer, perhaps a part of a character; empty for hidden tokens."""
+        if (name := self._control_names.get(id_)) is not None:
+            return b"" if id_ in self._hidden_ids else name.encode()
+        token = self._text.id_to_token(id_) or ""
+        is_bytes = all(character in _BYTES for character in token)
+        return bytes(map(_BYTES.__getitem__, token)) if is_bytes else token.encode()
+
     def decode_with_control_tokens(self, ids: Iterable[int]) -> str:
         """The text with the names of control tokens, for people."""
         # Text ids are decoded together: a character may be spread over several.
         runs = groupby(ids, key=self._control_names.get)
         return "".join(name * len(list(run)) if name else self._text.decode(list(run)) for name, run in runs)
+
+
+class AnswerDecoder:
+    """Decodes an answer without a thought token by token. The texts are together what `TextTokenizer.decode` returns.
+
+    A character in several tokens comes with its last one.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, id_: int) -> str:
+        """The text that this token completes."""
+        content = self._tokenizer.get_bytes(id_)
+        # A character does not go on behind the name of a control token.
+        rest = self.end() if content and self._tokenizer.get_control_name(id_) else ""
+        return rest + self._decoder.decode(content)
+
+    def end(self) -> str:
+        """The replacement of a character that is not complete, if there is one."""
+        return self._decoder.decode(b"", final=True)
 
 
 def _read_vocab_size(folder: Path) -> int:

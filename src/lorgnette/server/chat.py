@@ -1,0 +1,240 @@
+"""`POST /v1/chat/completions`: a request becomes a prompt and a row of the batch, and its tokens become the answer.
+
+An answer is one JSON object, or a stream of server-sent events. A client that goes away frees its row.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+import lorgnette
+from lorgnette.inference.continuous_batch import DecodeRow
+from lorgnette.server.api_errors import ApiError, format_event
+from lorgnette.server.chat_request import ChatRequest
+from lorgnette.server.models import ModelSet, ServedModel
+from lorgnette.server.prompts import PromptEncoder, TooManyPromptsError
+from lorgnette.server.scheduler import GenerationError, QueueFullError, Scheduler, TokenStream
+from lorgnette.server.text_stream import TextStream
+
+T = TypeVar("T")
+PAUSE_SECONDS = 10.0
+"""After so long without text a stream says that it is alive: proxies close silent connections."""
+_GONE = 499
+"""The status that nginx gives a request whose client has gone; nobody reads it."""
+_STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+_FAILED_HERE = "out_of_memory"
+"""The code of a failure of one request alone; with all others the server cannot answer at all."""
+
+
+@dataclass
+class Answer:
+    """An answer that is being generated. id, created: of the answer, in every chunk."""
+
+    request: ChatRequest
+    model: ServedModel
+    tokens: TokenStream
+    text: TextStream
+    num_prompt_tokens: int
+    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    async def iter_pieces(self) -> AsyncIterator[str]:
+        """The text piece by piece; an empty one after PAUSE_SECONDS without text. Raises ApiError where it fails."""
+        loop = asyncio.get_running_loop()
+        last = loop.time()
+        while not self.text.has_stopped:
+            try:
+                async with asyncio.timeout_at(last + PAUSE_SECONDS):
+                    token_ids = await anext(self.tokens)
+            except TimeoutError:
+                token_ids = []
+            except StopAsyncIteration:
+                break
+            except GenerationError as error:
+                raise build_generation_error(error) from error
+            piece = self.text.add(token_ids)
+            if piece or loop.time() >= last + PAUSE_SECONDS:
+                last = loop.time()
+                yield piece
+        if self.text.has_stopped:
+            self.tokens.cancel("stop")
+        if rest := self.text.end():
+            yield rest
+
+    @property
+    def finish_reason(self) -> str | None:
+        return "stop" if self.text.has_stopped else self.tokens.finish_reason
+
+    @property
+    def usage(self) -> dict[str, int]:
+        prompt, answer = self.num_prompt_tokens, self.text.num_tokens
+        return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+
+    def build_body(self, kind: str, choices: Sequence[Mapping[str, Any]], **keys: Any) -> dict[str, Any]:
+        """An object of the API with these choices."""
+        fingerprint = f"lorgnette-{lorgnette.__version__}-{self.model.fingerprint}"
+        head = {"id": self.id, "object": kind, "created": self.created, "model": self.request.model}
+        return {**head, "system_fingerprint": fingerprint, "choices": choices, **keys}
+
+
+class ChatEndpoint:
+    """Answers chat completions."""
+
+    def __init__(self, models: ModelSet, scheduler: Scheduler, encoder: PromptEncoder) -> None:
+        self._models, self._scheduler, self._encoder = models, scheduler, encoder
+
+    async def __call__(self, http: Request) -> Response:
+        """Raises ApiError for what is refused, and for what fails before the answer begins."""
+        request = ChatRequest.parse(await http.body())
+        model = find_model(self._models, request.model)
+        try:
+            answer = await self._start(http, request, model)
+        except ClientDisconnect:
+            return Response(status_code=_GONE)
+        return await (respond_in_stream if request.stream else respond)(http, answer)
+
+    async def _start(self, http: Request, request: ChatRequest, model: ServedModel) -> Answer:
+        sampling = request.build_sampling(model.max_new_tokens)
+        try:
+            prompt, pixels = await await_connected(http, self._encoder.encode(model, request.messages))
+            self._check_room(len(prompt.input_ids), sampling.max_new_tokens)
+            tokens = self._scheduler.submit(DecodeRow(prompt, model.adapter, sampling), pixels)
+        except (QueueFullError, TooManyPromptsError) as error:
+            headers = {"retry-after": "1"}
+            raise ApiError(429, f"{error}", type="rate_limit_error", code="queue_full", headers=headers) from error
+        except GenerationError as error:
+            raise build_generation_error(error) from error
+        return Answer(request, model, tokens, TextStream(model.processor, request.stop_texts), len(prompt.input_ids))
+
+    def _check_room(self, num_prompt_tokens: int, max_new_tokens: int) -> None:
+        room = self._scheduler.max_tokens
+        if num_prompt_tokens + max_new_tokens > room:
+            message = (
+                f"the prompt has {num_prompt_tokens} tokens and the answer up to {max_new_tokens}: more than {room}"
+            )
+            raise ApiError(400, message, param="messages", code="context_length_exceeded")
+
+
+async def respond(http: Request, answer: Answer) -> Response:
+    """The whole answer as one object. Raises ApiError where it fails."""
+
+    async def collect() -> str:
+        return "".join([piece async for piece in answer.iter_pieces()])
+
+    try:
+        text = await await_connected(http, collect())
+    except ClientDisconnect:
+        return Response(status_code=_GONE)
+    finally:
+        answer.tokens.cancel()
+    message = {"role": "assistant", "content": text, "refusal": None}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
+    return JSONResponse(answer.build_body("chat.completion", [choice], usage=answer.usage))
+
+
+async def respond_in_stream(http: Request, answer: Answer) -> Response:
+    """The answer as events. It begins with the first text: a failure before it still has a status.
+
+    Raises ApiError for such a failure.
+    """
+    pieces = answer.iter_pieces()
+    try:
+        first = await await_connected(http, _read_next(pieces))
+    except BaseException as error:
+        answer.tokens.cancel()
+        if isinstance(error, ClientDisconnect):
+            return Response(status_code=_GONE)
+        raise
+    return _AnswerResponse(answer, iter_events(answer, first, pieces))
+
+
+async def iter_events(answer: Answer, first: str | None, rest: AsyncIterator[str]) -> AsyncIterator[str]:
+    """The events of a stream. first: its first piece of text; None: there is none.
+
+    A failure is an event with an error, and ends the stream without [DONE].
+    """
+    options = answer.request.stream_options
+    has_usage = bool(options and options.include_usage)
+
+    def build_chunk(delta: Mapping[str, Any], finish_reason: str | None = None) -> str:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        usage = {"usage": None} if has_usage else {}
+        return format_event(answer.build_body("chat.completion.chunk", [choice], **usage))
+
+    yield build_chunk({"role": "assistant", "content": ""})
+    try:
+        if first is not None:
+            yield build_chunk({"content": first}) if first else _PING
+            async for piece in rest:
+                yield build_chunk({"content": piece}) if piece else _PING
+    except ApiError as error:
+        yield error.to_event()
+        return
+    yield build_chunk({}, answer.finish_reason)
+    if has_usage:
+        yield format_event(answer.build_body("chat.completion.chunk", [], usage=answer.usage))
+    yield "data: [DONE]\n\n"
+
+
+_PING = ": the answer is on its way\n\n"
+"""A comment: clients skip it."""
+
+
+class _AnswerResponse(StreamingResponse):
+    """A stream that frees the row of its answer, however it ends."""
+
+    def __init__(self, answer: Answer, events: AsyncIterator[str]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=_STREAM_HEADERS)
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.tokens.cancel()
+
+
+async def _read_next(pieces: AsyncIterator[str]) -> str | None:
+    return await anext(pieces, None)
+
+
+async def await_connected(http: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of the work. Cancels it and raises ClientDisconnect when the client goes away."""
+    task, gone = asyncio.create_task(work), asyncio.create_task(_wait_until_gone(http))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _wait_until_gone(http: Request) -> None:
+    """Behind the body, the server's next message is the end of the connection."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def find_model(models: ModelSet, name: str) -> ServedModel:
+    """Raises ApiError 404 with the names that there are."""
+    model = models.find(name)
+    if model is None:
+        names = ", ".join(model.name for model in models.models)
+        message = f"The model `{name[:100]}` does not exist; there are: {names}"
+        raise ApiError(404, message, param="model", code="model_not_found")
+    return model
+
+
+def build_generation_error(error: GenerationError) -> ApiError:
+    """A failure of the device in OpenAI's form. Its clients ask again by themselves."""
+    status = 500 if error.code == _FAILED_HERE else 503
+    return ApiError(status, error.message, type="server_error", code=error.code)

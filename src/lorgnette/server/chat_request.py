@@ -1,0 +1,108 @@
+"""The body of a chat completion: OpenAI's keys, checked. What would change the answer and is not supported is an error.
+
+Unknown keys are ignored: clients send many that mean nothing here.
+"""
+
+import secrets
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lorgnette.inference.sampling import SamplingParams
+from lorgnette.server.api_errors import ApiError
+
+MAX_STOPS = 4
+_NO_EFFECT: dict[str, tuple[Any, ...]] = {
+    "n": (1,), "best_of": (1,), "logprobs": (False,), "top_logprobs": (0,), "prompt_logprobs": (0,),
+    "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},), "logit_bias": ({},), "modalities": (["text"],), "audio": (),
+    "web_search_options": (), "frequency_penalty": (0,), "presence_penalty": (0,), "repetition_penalty": (1,),
+    "top_k": (-1, 0), "min_p": (0,), "min_tokens": (0,), "stop_token_ids": ([],), "structured_outputs": (),
+    "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (),
+}  # fmt: skip
+"""Keys that are not supported → the values beside null that ask for nothing."""
+_HINTS = {
+    "n": "send the request n times, with other seeds",
+    "response_format": "only text is supported",
+    "tools": "the model calls no tools",
+}
+_UNION_BRANCHES = frozenset({"str", "list[ContentPart]", "ImageUrl", "list[str]"})
+"""pydantic's names for the branches of a union, in the place of an error."""
+
+
+class _Loose(BaseModel):
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+
+class ImageUrl(_Loose):
+    """An image. `detail` and other keys have no effect: the model's own settings say the size."""
+
+    url: str
+
+
+class ContentPart(_Loose):
+    type: str
+    text: str | None = None
+    image_url: ImageUrl | str | None = None
+
+
+class Message(_Loose):
+    role: str
+    content: str | list[ContentPart] | None = None
+
+
+class StreamOptions(_Loose):
+    include_usage: bool | None = None
+
+
+class ChatRequest(_Loose):
+    """The body of `POST /v1/chat/completions`."""
+
+    model: str
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**64)
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @classmethod
+    def parse(cls, body: bytes) -> Self:
+        """Raises ApiError for what is no request, and for what is not supported."""
+        try:
+            request = cls.model_validate_json(body)
+        except ValidationError as error:
+            raise _explain(error) from None
+        for name, value in (request.model_extra or {}).items():
+            if name in _NO_EFFECT and value is not None and value not in _NO_EFFECT[name]:
+                message = f"{name} is not supported" + (f": {_HINTS[name]}" if name in _HINTS else "")
+                raise ApiError(400, message, param=name, code="unsupported_parameter")
+        if "" in request.stop_texts:
+            raise ApiError(400, "stop has an empty text", param="stop")
+        return request
+
+    @property
+    def stop_texts(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    def build_sampling(self, max_new_tokens: int) -> SamplingParams:
+        """How the answer is generated: greedily, unless a temperature is given. max_new_tokens: the model's default.
+
+        A negative seed counts from 2⁶⁴ down. Without a seed, sampled answers differ.
+        """
+        limit = self.max_completion_tokens or self.max_tokens or max_new_tokens
+        seed = secrets.randbits(63) if self.seed is None else self.seed % 2**64
+        top_p = 1.0 if self.top_p is None else self.top_p
+        return SamplingParams(limit, 1, self.temperature or None, top_p, seed)
+
+
+def _explain(error: ValidationError) -> ApiError:
+    """The first error of the branch that fits best."""
+    errors = error.errors(include_url=False, include_input=False)
+    details = max(errors, key=lambda details: len(details["loc"]))
+    where = ".".join(str(part) for part in details["loc"] if part not in _UNION_BRANCHES)
+    message = f"{where}: {details['msg']}" if where else details["msg"]
+    return ApiError(400, message, param=where or None)
