@@ -8,7 +8,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from lorgnette.config import TARGET_MODULES, TargetModule
 from lorgnette.distributed import World
+from lorgnette.errors import LorgnetteError
 from lorgnette.features.disk_cache import FeatureDiskCache
 from lorgnette.features.image_features import Features, LazyTower
 from lorgnette.kernels.nf4 import Nf4Matrix
@@ -17,7 +19,7 @@ from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.family import EMBEDDING, LM_HEAD, name_linear
-from lorgnette.models.lora_linear import LoraLinear, QuantizedWeight
+from lorgnette.models.lora_linear import FrozenFactors, LoraLinear, QuantizedWeight
 from lorgnette.models.networks import Decoder, DecoderLayer, find_decoder_classes, find_tower_class
 from lorgnette.models.registry import find_unsupported_feature, parse_configs
 from lorgnette.models.sharded_weight import ShardedLayers, ShardedWeight
@@ -48,6 +50,50 @@ def load_fast_model(
     adapter.load_state_dict(saved.state)
     adapter.attach(decoder)
     return FastModel(decoder, adapter, features)
+
+
+def load_decoder_with_adapters(
+    checkpoint: BaseCheckpoint, adapters: Sequence[SavedAdapter], device: torch.device, dtype: torch.dtype
+) -> tuple[Decoder, tuple[int, ...]]:
+    """(decoder, rank of each adapter), for inference: one base model with adapters side by side.
+
+    They are one adapter to the decoder: its rank is the sum of theirs, in order, and its modules are those that any of
+    them has. A mask of the ranks selects one (`LoraLinear.forward`). Raises LorgnetteError if the files do not fit.
+    """
+    text = checkpoint.load_text_config()
+    shapes = [saved.build_shape(text) for saved in adapters]
+    ranks = tuple(shape.rank for shape in shapes)
+    if not shapes:
+        return load_decoder(checkpoint, AdapterShape.empty(text), device, dtype), ranks
+    for saved in adapters:
+        if not all(bool(tensor.isfinite().all()) for tensor in saved.state.values()):
+            fault = "the adapter has values that are infinite or not a number"
+            raise LorgnetteError(fault, where=str(saved.folder), hint="use an earlier checkpoint of its training")
+    targets = tuple(t for t in TARGET_MODULES if any(t in shape.target_modules for shape in shapes))
+    joint = AdapterShape(text, targets, sum(ranks), 1.0)
+    decoder = load_decoder(checkpoint, joint, device, dtype)
+    for i, layer in enumerate(decoder.layers):
+        for linear, group in zip(layer.linears, FUSED_PROJECTIONS, strict=True):
+            if adapted := joint.select_adapted(group):
+                rows = joint.split_rows(group)
+                linear.write_factors([_join_factors(adapters, shapes, i, t, rows[t]) for t in adapted])
+    return decoder, ranks
+
+
+def _join_factors(
+    adapters: Sequence[SavedAdapter], shapes: Sequence[AdapterShape], layer: int, target: TargetModule, rows: slice
+) -> FrozenFactors:
+    """One projection's factors of all adapters, side by side; zeros for one that does not adapt it."""
+    a, b = list[Tensor](), list[Tensor]()
+    for saved, shape in zip(adapters, shapes, strict=True):
+        if target in shape.target_modules:
+            factor_a, factor_b = (saved.state[shape.format_name(layer, target, factor)] for factor in "AB")
+            a.append(factor_a.float() * shape.scale)
+            b.append(factor_b.float())
+        else:
+            a.append(torch.zeros(shape.rank, shape.in_features(target)))
+            b.append(torch.zeros(shape.out_features(target), shape.rank))
+    return FrozenFactors(rows, torch.cat(a), torch.cat(b, 1))
 
 
 def explain_unsupported_inference(checkpoint: BaseCheckpoint, saved: SavedAdapter | None) -> str | None:

@@ -20,8 +20,9 @@ from jaxtyping import Float, Float32, Int, Int32
 from torch import Tensor
 
 from lorgnette.device import allocate_graph, allocate_workspaces, copy_to_device
+from lorgnette.features.feature_lru import FeatureLru
 from lorgnette.features.image_features import Features
-from lorgnette.inference.kv_cache import CacheShape, KVCache
+from lorgnette.inference.kv_cache import CacheShape, KVCache, StepKind
 from lorgnette.kernels.attention import attention_forward
 from lorgnette.kernels.attention_plan import AttentionPlan
 from lorgnette.kernels.decode_attention import decode_attention
@@ -44,7 +45,7 @@ class Generator:
     The decoder has an adapter attached, or was allocated for none (`AdapterShape.empty`).
     """
 
-    def __init__(self, decoder: Decoder, features: Features) -> None:
+    def __init__(self, decoder: Decoder, features: Features | FeatureLru) -> None:
         self.decoder, self.features = decoder, features
         self.device = decoder.embed_tokens.device
         self._caches: list[KVCache] = []
@@ -61,38 +62,64 @@ class Generator:
         """
         lengths = [len(prompt.input_ids) for prompt in prompts]
         cache = self._get_cache(CacheShape(len(prompts), max(lengths) + max_new_tokens))
+        self.prefill_rows(cache, range(len(prompts)), prompts, use_adapter=use_adapter)
+        state = np.zeros(cache.state.shape, np.int32)
+        state[:, : len(prompts)] = lengths, list(map(find_next_position, prompts)), [1] * len(prompts)
+        cache.num_active_rows = len(prompts)
+        cache.state.copy_(copy_to_device(state, self.device))
+        return cache
+
+    @torch.no_grad()
+    def prefill_rows(
+        self,
+        cache: KVCache,
+        rows: Sequence[int],
+        prompts: Sequence[Encoded],
+        *,
+        use_adapter: bool,
+        rank_mask: Float[Tensor, "1 r"] | None = None,
+    ) -> None:
+        """Write the prompts' keys and values into these rows, and the logits of each answer's first token.
+
+        The caller sets the rows' `state`. rank_mask: as of `LoraLinear.forward`, for all tokens of the prompts.
+        """
         extended = [_append_unknown_token(prompt) for prompt in prompts]
         end = 0
         for batch in split_into_microbatches(extended, MAX_PREFILL_TOKENS, prefix_sharing=True):
             first, end = end, end + len(batch.examples)
-            self._prefill_microbatch(batch, cache, slice(first, end), use_adapter)
-        state = np.zeros((2, cache.shape.num_rows), np.int32)
-        state[:, : len(prompts)] = lengths, [prompt.position_ids[0, -1] for prompt in extended]
-        cache.num_active_rows = len(prompts)
-        cache.lengths.copy_(copy_to_device(state[0], self.device))
-        cache.position_ids.copy_(copy_to_device(state[1], self.device))
-        return cache
+            self._prefill_microbatch(batch, cache, rows[first:end], use_adapter, rank_mask)
 
     @torch.no_grad()
-    def decode_step(self, cache: KVCache, input_ids: Int[Tensor, " B"], *, use_adapter: bool) -> Float32[Tensor, "B V"]:
-        """Append one token to every answer and return the logits of the next. The host does not wait for the device."""
+    def decode_step(
+        self,
+        cache: KVCache,
+        input_ids: Int[Tensor, " B"],
+        *,
+        use_adapter: bool,
+        rank_mask: Float[Tensor, "B r"] | None = None,
+    ) -> Float32[Tensor, "B V"]:
+        """Append one token to every answer and return the logits of the next. The host does not wait for the device.
+
+        rank_mask: of every row of the cache, as of `LoraLinear.forward`; at one address, because steps are captured.
+        """
         cache.input_ids[: cache.num_active_rows].copy_(input_ids)
-        graph = cache.graphs.get(use_adapter)
+        kind: StepKind = use_adapter if rank_mask is None else "masked"
+        graph = cache.graphs.get(kind)
         if graph is not None:
             graph.replay()
-        elif self._use_cuda_graphs and use_adapter in cache.graphs:
+        elif self._use_cuda_graphs and kind in cache.graphs:
             graph = allocate_graph()
             # thread_local: other threads may use the device during the capture, to compute features.
             capture = torch.cuda.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local")
             with torch.cuda.stream(capture.capture_stream):
                 allocate_workspaces(self.device, self.decoder.embed_tokens.dtype)
             with capture:
-                self._run_decode_step(cache, use_adapter)
-            cache.graphs[use_adapter] = graph
+                self._run_decode_step(cache, use_adapter, rank_mask)
+            cache.graphs[kind] = graph
             graph.replay()
         else:
-            self._run_decode_step(cache, use_adapter)
-            cache.graphs[use_adapter] = None  # every kernel is compiled now: the next step can be captured
+            self._run_decode_step(cache, use_adapter, rank_mask)
+            cache.graphs[kind] = None  # every kernel is compiled now: the next step can be captured
         return cache.logits[: cache.num_active_rows]
 
     def drop_caches(self) -> None:
@@ -114,16 +141,19 @@ class Generator:
         self._caches.append(KVCache.from_config(shape, self.decoder.config, self.device, dtype))
         return self._caches[-1]
 
-    def _prefill_microbatch(self, batch: PackedBatch, cache: KVCache, rows: slice, use_adapter: bool) -> None:
+    def _prefill_microbatch(
+        self, batch: PackedBatch, cache: KVCache, rows: Sequence[int], use_adapter: bool, rank_mask: Tensor | None
+    ) -> None:
         """Fill the cache's rows with keys and values, and write each prompt's next-token logits."""
         decoder, config = self.decoder, self.decoder.config
         # All integers of the micro-batch in one copy to the device.
         arrays = [
             batch.input_ids, batch.position_ids.ravel(), batch.image_token_indices, batch.feature_indices,
-            batch.label_indices, _build_slot_sources(batch, cache.shape.num_slots).ravel(),
+            batch.label_indices, np.array(rows, np.int32), *_list_slot_copies(batch, rows, cache.shape.num_slots),
         ]  # fmt: skip
         parts = torch.split(copy_to_device(np.concatenate(arrays), self.device), list(map(len, arrays)))
-        input_ids, position_ids, image_token_indices, feature_indices, last_tokens, slot_sources = parts
+        input_ids, position_ids, image_token_indices, feature_indices, last_tokens, row_indices, sources, slots = parts
+        row_indices, slots = row_indices.long(), slots.long()
         H, K = config.num_heads, config.num_kv_heads
         all_tokens = np.arange(len(batch.input_ids), dtype=np.int32)
         plan = AttentionPlan.from_numpy(all_tokens, batch.visible_until, H // K, self.device)
@@ -131,7 +161,7 @@ class Generator:
         # Prompts that share a prefix get copies of its keys and values, so that decoding needs no prefix tree.
         def attention(layer: int, qkv: Float[Tensor, "T _"], _: Tensor, out: Float[Tensor, "T _"]) -> None:
             keys_values = qkv.view(len(qkv), -1, config.head_dim)[:, H:]
-            torch.index_select(keys_values, 0, slot_sources, out=cache.view_slots(layer, rows))
+            cache.view_slots(layer).index_copy_(0, slots, keys_values.index_select(0, sources))
             attention_forward(qkv, plan, (H, K), out)
 
         x = decoder.embed_tokens.index_select(0, input_ids)
@@ -140,30 +170,36 @@ class Generator:
             level_embeds = x.new_zeros(config.num_deepstack_levels, *x.shape)
             write_features(self.features.gather(batch.grids), feature_indices, image_token_indices, x, level_embeds)
         x = compute_hidden_states(
-            decoder, x, position_ids.view(3, -1), attention, use_adapter=use_adapter, level_embeds=level_embeds
-        )
-        write_logits(decoder, x.index_select(0, last_tokens), cache.logits[rows])
+            decoder, x, position_ids.view(3, -1), attention, use_adapter=use_adapter, rank_mask=rank_mask,
+            level_embeds=level_embeds,
+        )  # fmt: skip
+        logits = cache.logits.new_empty(len(rows), config.vocab_size)
+        write_logits(decoder, x.index_select(0, last_tokens), logits)
+        cache.logits.index_copy_(0, row_indices, logits)
 
-    def _run_decode_step(self, cache: KVCache, use_adapter: bool) -> None:
+    def _run_decode_step(self, cache: KVCache, use_adapter: bool, rank_mask: Tensor | None) -> None:
         """From `cache.input_ids` to `cache.logits`. Reads no value on the host, so that it can be captured."""
         decoder, config = self.decoder, self.decoder.config
         q_width = config.num_heads * config.head_dim
-        new_slots = cache.row_offsets + cache.lengths
-        cache.lengths.add_(1)
+        # A row that is full writes into its last slot again, and not into the next row.
+        slots_in_row = cache.lengths.clamp(max=cache.shape.num_slots - 1)
+        new_slots, num_keys = cache.row_offsets + slots_in_row, slots_in_row + 1
 
         def attention(layer: int, qkv: Float[Tensor, "B _"], _: Tensor, out: Float[Tensor, "B _"]) -> None:
             cache.view_slots(layer).index_copy_(0, new_slots, qkv[:, q_width:].view(len(qkv), -1, config.head_dim))
-            decode_attention(qkv[:, :q_width], cache.layers[layer], cache.lengths, out)
+            decode_attention(qkv[:, :q_width], cache.layers[layer], num_keys, out)
 
         x = decoder.embed_tokens.index_select(0, cache.input_ids)
-        x = compute_hidden_states(decoder, x, cache.position_ids.expand(3, -1), attention, use_adapter=use_adapter)
+        position_ids = cache.position_ids.expand(3, -1)
+        x = compute_hidden_states(decoder, x, position_ids, attention, use_adapter=use_adapter, rank_mask=rank_mask)
         write_logits(decoder, x, cache.logits)
-        cache.position_ids.add_(1)
+        cache.state[:2].add_(cache.active)
 
 
 def compute_hidden_states(
     decoder: Decoder, x: Float[Tensor, "T C"], position_ids: Int[Tensor, "3 T"], attention: AttentionFn,
-    *, use_adapter: bool, level_embeds: Float[Tensor, "K T C"] | None = None,
+    *, use_adapter: bool, rank_mask: Float[Tensor, "#T r"] | None = None,
+    level_embeds: Float[Tensor, "K T C"] | None = None,
 ) -> Float[Tensor, "T C"]:  # fmt: skip
     """Run all layers on embedded tokens and save nothing. Returns the hidden states before the last norm.
 
@@ -172,7 +208,9 @@ def compute_hidden_states(
     cos_sin = decoder.compute_cos_sin(position_ids)
     delta: Tensor | None = None
     for i, layer in enumerate(decoder.layers):
-        x, delta, _ = layer.forward(x, delta, cos_sin, partial(attention, i), use_adapter=use_adapter)
+        x, delta, _ = layer.forward(
+            x, delta, cos_sin, partial(attention, i), use_adapter=use_adapter, rank_mask=rank_mask
+        )
         if level_embeds is not None:
             add_level(delta, level_embeds, i)
     assert delta is not None
@@ -190,23 +228,28 @@ def write_logits(decoder: Decoder, x: Float[Tensor, "R C"], out: Float32[Tensor,
         out.copy_(normed @ decoder.lm_head.T)
 
 
+def find_next_position(prompt: Encoded) -> int:
+    """The position of the answer's first token: all three M-RoPE coordinates continue from the largest."""
+    return int(prompt.position_ids.max()) + 1
+
+
 def _append_unknown_token(prompt: Encoded) -> Encoded:
     """The prompt and a placeholder for the answer's first token, as its label: packing then keeps the token that
-    predicts it. All three M-RoPE coordinates continue from the largest."""
-    position = np.full((3, 1), prompt.position_ids.max() + 1, np.int32)
+    predicts it."""
+    position = np.full((3, 1), find_next_position(prompt), np.int32)
     position_ids = np.concatenate([prompt.position_ids, position], 1)
     labels = np.append(np.full(len(prompt.input_ids), IGNORE_INDEX, np.int32), np.int32(0))
     input_ids = np.append(prompt.input_ids, np.int32(0))
     return replace(prompt, input_ids=input_ids, labels=labels, position_ids=position_ids)
 
 
-def _build_slot_sources(batch: PackedBatch, num_slots: int) -> Int32[np.ndarray, "B L"]:
-    """The packed token whose keys and values each slot of each prompt gets: those its last token sees.
-
-    Slots behind the prompt's end copy token 0 and are never read.
-    """
-    sources = np.zeros((len(batch.label_indices), num_slots), np.int32)
-    for row, last in zip(sources, batch.label_indices, strict=True):
+def _list_slot_copies(
+    batch: PackedBatch, rows: Sequence[int], num_slots: int
+) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
+    """(packed tokens, slots): each row's slots get the keys and values of the tokens that its last token sees."""
+    sources, slots = [], []
+    for row, last in zip(rows, batch.label_indices, strict=True):
         visible = np.flatnonzero(batch.visible_until[: last + 1] > last)
-        row[: len(visible)] = visible
-    return sources
+        sources.append(visible)
+        slots.append(row * num_slots + np.arange(len(visible)))
+    return np.concatenate(sources).astype(np.int32), np.concatenate(slots).astype(np.int32)

@@ -7,6 +7,7 @@ row 2         · · · · · · · · · · · · · ·      padding: a CUDA gra
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Float32, Int32, Int64
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from lorgnette.models.registry import TextConfig
 from lorgnette.planning.limits import pad_slots
+
+StepKind = bool | Literal["masked"]
+"""Decode steps with the adapter (True), without it, and with another mask of the ranks for every row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +42,21 @@ class KVCache:
     """Tensors at fixed addresses, as captured decode steps need. B rows, L slots, K key-value heads, D head width.
 
     layers: [B, L, 2K, D] of each layer, key heads and then value heads. row_offsets: B multiples of L, the first slot
-    of each row. lengths: filled slots. position_ids: of the next token, the same in all three coordinates. input_ids:
-    the newest tokens. logits: of the next tokens. num_active_rows: rows that are no padding. graphs: the captured
-    decode step with the adapter (True) and without; None after the first step, which is not captured.
+    of each row. state: `lengths`, `position_ids` and `active` in one tensor, for one copy from the host. input_ids: the
+    newest tokens. logits: of the next tokens. num_active_rows: rows at the front that are no padding. rank_mask:
+    of each row, if its rows may have different adapters (`LoraLinear.forward`). graphs: the
+    captured decode step of each kind; None after the first step, which is not captured.
     """
 
     shape: CacheShape
     layers: list[Float[Tensor, "B L KK D"]]
     row_offsets: Int64[Tensor, " B"]
-    lengths: Int32[Tensor, " B"]
-    position_ids: Int32[Tensor, " B"]
+    state: Int32[Tensor, "3 B"]
     input_ids: Int64[Tensor, " B"]
     logits: Float32[Tensor, "B V"]
     num_active_rows: int = 0
-    graphs: dict[bool, torch.cuda.CUDAGraph | None] = field(default_factory=dict)
+    rank_mask: Float[Tensor, "B r"] | None = None
+    graphs: dict[StepKind, torch.cuda.CUDAGraph | None] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, shape: CacheShape, config: TextConfig, device: torch.device, dtype: torch.dtype) -> "KVCache":
@@ -61,11 +66,25 @@ class KVCache:
             shape,
             [torch.zeros(layer_size, dtype=dtype, device=device) for _ in range(config.num_layers)],
             torch.arange(B, device=device) * L,
-            torch.zeros(B, dtype=torch.int32, device=device),
-            torch.zeros(B, dtype=torch.int32, device=device),
+            torch.zeros(3, B, dtype=torch.int32, device=device),
             torch.zeros(B, dtype=torch.int64, device=device),
             torch.zeros(B, config.vocab_size, device=device),
         )
+
+    @property
+    def lengths(self) -> Int32[Tensor, " B"]:
+        """Filled slots."""
+        return self.state[0]
+
+    @property
+    def position_ids(self) -> Int32[Tensor, " B"]:
+        """Of the next token, the same in all three coordinates."""
+        return self.state[1]
+
+    @property
+    def active(self) -> Int32[Tensor, " B"]:
+        """1 for each row whose answer grows. The others overwrite one slot of their own."""
+        return self.state[2]
 
     def view_slots(self, layer: int, rows: slice = slice(None)) -> Float[Tensor, "N KK D"]:
         """All slots of these rows, one after another."""

@@ -44,8 +44,7 @@ class Sampler:
         self._probabilities: list[Float32[Tensor, " B"]] = []
         self._uniforms: Float32[Tensor, "N B"] | None = None
         if sampling.temperature is not None:
-            generators = (np.random.default_rng((sampling.seed, index)) for index in example_indices)
-            columns = [generator.random(sampling.max_new_tokens, np.float32) for generator in generators]
+            columns = [draw_uniforms(sampling, index) for index in example_indices]
             self._uniforms = torch.from_numpy(np.stack(columns, 1)).to(device)
 
     def __call__(self, logits: Float32[Tensor, "B V"], token_index: int) -> Int64[Tensor, " B"]:
@@ -69,14 +68,24 @@ def compute_probabilities(logits: Float32[Tensor, "B V"], tokens: Int64[Tensor, 
     return (logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)).exp()
 
 
+def draw_uniforms(sampling: SamplingParams, example_index: int) -> Float32[np.ndarray, " N"]:
+    """A random number for each token of an answer."""
+    return np.random.default_rng((sampling.seed, example_index)).random(sampling.max_new_tokens, np.float32)
+
+
 def sample_tokens(
-    logits: Float32[Tensor, "B V"], uniforms: Float32[Tensor, " B"], temperature: float, top_p: float
+    logits: Float32[Tensor, "B V"],
+    uniforms: Float32[Tensor, " B"],
+    temperature: Float32[Tensor, "#B 1"] | float,
+    top_p: Float32[Tensor, "#B 1"] | float,
 ) -> Int64[Tensor, " B"]:
     """Nucleus sampling (Holtzman et al., The Curious Case of Neural Text Degeneration, ICLR 2020). The nucleus is the
     smallest set of likeliest tokens with at least `top_p` of the probability, one token at least."""
+    if not isinstance(temperature, Tensor):  # a GPU divides by a number in another way
+        temperature = logits.new_full((1, 1), temperature)
     probs, token_ids = (logits / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
     likelier = probs.cumsum(-1) - probs  # probability of all likelier tokens
-    in_nucleus = (likelier < top_p) if top_p < 1 else torch.ones_like(probs, dtype=torch.bool)
+    in_nucleus = (likelier < top_p) | (top_p >= 1)
     in_nucleus[:, 0] = True
     cumulative = (probs * in_nucleus).cumsum(-1)
     threshold = uniforms[:, None] * cumulative[:, -1:]

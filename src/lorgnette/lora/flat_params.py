@@ -7,7 +7,6 @@ Each factor is a view into the vector under its PEFT name, so a saved adapter is
 
 import math
 from collections.abc import Mapping
-from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -84,8 +83,7 @@ class FlatLoraParams:
     def _build_factors(self, layer: int, group: tuple[TargetModule, ...]) -> LoraFactors:
         """Views for one fused matrix: the A factors as one matrix, the B factors with their output rows."""
         adapted = self.shape.select_adapted(group)
-        ends = accumulate(self.shape.out_features(target) for target in group)
-        rows = {t: slice(end - self.shape.out_features(t), end) for t, end in zip(group, ends, strict=True)}
+        rows = self.shape.split_rows(group)
 
         def join_a(views: Mapping[str, Tensor], flat: Tensor) -> Tensor:
             # The group's A factors are neighbors in the vector and have the same width.

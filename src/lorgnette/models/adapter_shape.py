@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 
 from lorgnette.config import LoraSettings, TargetModule
 from lorgnette.models.family import name_linear
@@ -51,6 +52,11 @@ class AdapterShape:
     def count_columns(self, group: tuple[TargetModule, ...]) -> int:
         """Extra columns of the group's fused matrix."""
         return self.rank * len(self.select_adapted(group))
+
+    def split_rows(self, group: tuple[TargetModule, ...]) -> dict[TargetModule, slice]:
+        """Each projection's rows of the group's fused matrix."""
+        ends = accumulate(map(self.out_features, group))
+        return {t: slice(end - self.out_features(t), end) for t, end in zip(group, ends, strict=True)}
 
     def in_features(self, target: TargetModule) -> int:
         return self.text.linear_shapes[target][1]

@@ -19,6 +19,7 @@ Or this rank has some rows of [W | B] alone, and gathers the others (models/shar
     T tokens, I inputs, O outputs of all projections, n adapted projections of rank r, R = n·r
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,15 @@ class LoraFactors:
     b: tuple[Float32[Tensor, "_ r"], ...]
     grad_a: Float32[Tensor, "R I"]
     grad_b: tuple[Float32[Tensor, "_ r"], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenFactors:
+    """One projection's factors that are not trained, in any dtype. out_rows: its rows of the stacked matrix."""
+
+    out_rows: slice
+    scaled_a: Float[Tensor, "r I"]
+    b: Float[Tensor, "_ r"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +96,8 @@ class LoraLinear:
     ) -> None:
         self.weight, self.bias, self.in_features, self.rng_stream = weight, bias, in_features, rng_stream
         self.factors: LoraFactors | None = None
+        self.num_adapted = 0
+        """Projections whose factors are in the columns. `factors` has the masters of those that are trained."""
         self.scaling = 1.0
         kept = weight.own_rows if isinstance(weight, ShardedWeight) else weight
         self._b = kept.b if isinstance(kept, QuantizedWeight) else kept[:, in_features:]
@@ -114,7 +126,7 @@ class LoraLinear:
         Returns the copies from the fp32 masters to the weight's dtype. The caller runs them now and after every update.
         Of B to the rows that this rank keeps.
         """
-        self.factors, self.scaling = factors, scaling
+        self.factors, self.num_adapted, self.scaling = factors, len(factors.b), scaling
         columns = self._b.zero_().chunk(len(factors.b), 1)
         kept = self.weight.rows if isinstance(self.weight, ShardedWeight) else range(len(self._b))
         copies = [CopyOp(factors.a, self._a, scaling)]
@@ -125,6 +137,17 @@ class LoraLinear:
                 copies.append(CopyOp(source, column[start - kept.start : end - kept.start], 1.0))
         return copies
 
+    def write_factors(self, factors: Sequence[FrozenFactors]) -> None:
+        """Compute with these factors, without masters and gradients. Given in the order of their columns.
+
+        The weight is whole on this rank.
+        """
+        self.factors, self.num_adapted = None, len(factors)
+        columns, a_rows = (part.chunk(len(factors), dim) for part, dim in ((self._b.zero_(), 1), (self._a, 0)))
+        for column, a, given in zip(columns, a_rows, factors, strict=True):
+            a.copy_(given.scaled_a)
+            column[given.out_rows].copy_(given.b)
+
     def forward(
         self,
         x_ext: Float[Tensor, "T IR"],
@@ -132,16 +155,20 @@ class LoraLinear:
         dropped: Float[Tensor, "n T I"] | None = None,
         *,
         use_adapter: bool = True,
+        rank_mask: Float[Tensor, "#T r"] | None = None,
     ) -> Float[Tensor, "T O"]:
         """y. The first I columns of `x_ext` hold x; the others receive u.
 
         dropped: x under every projection's mask, if it exists already. use_adapter: False gives the base model's y.
+        rank_mask: without dropout; 0 for the ranks that a token does not use, if several adapters lie side by side.
         """
         x, u, weight = x_ext[:, : self.in_features], x_ext[:, self.in_features :], self.load_weight()
         if not use_adapter:
             x_ext, weight = x, weight[:, : self.in_features]
-        elif self.factors is not None and dropout is None:
+        elif self.num_adapted and dropout is None:
             torch.mm(x, self._a.T, out=u)
+            if rank_mask is not None:
+                self._split_projections(u).mul_(rank_mask)
         elif self.factors is not None and dropout is not None:
             dropped = self._apply_dropout(x, dropout) if dropped is None else dropped
             torch.bmm(dropped, self._stacked_a.mT, out=self._split_projections(u))
@@ -208,9 +235,7 @@ class LoraLinear:
 
     def _split_projections(self, u: Float[Tensor, "T R"]) -> Float[Tensor, "n T r"]:
         """Every projection's columns, as a view."""
-        assert self.factors is not None
-        n = len(self.factors.b)
-        return u.view(len(u), n, u.shape[1] // n).transpose(0, 1)
+        return u.view(len(u), self.num_adapted, u.shape[1] // self.num_adapted).transpose(0, 1)
 
 
 def _accumulate_matmul(

@@ -122,11 +122,13 @@ class DecoderLayer:
         *,
         query_indices: Int32[Tensor, " M"] | None = None,
         use_adapter: bool = True,
+        rank_mask: Float[Tensor, "#T r"] | None = None,
         save: bool = False,
     ) -> tuple[Float[Tensor, "M C"], Float[Tensor, "M C"], LayerActivations | None]:
         """(x₁, MLP output, activations). The next layer's norm adds the MLP output, which it receives as `delta`.
 
         query_indices: the tokens that attention's queries and all that follows are computed for; None: all.
+        use_adapter, rank_mask: as of `LoraLinear.forward`.
         save: return the activations for `backward`; otherwise None.
         """
         C, eps = x.shape[1], self.config.rms_norm_eps
@@ -137,7 +139,7 @@ class DecoderLayer:
         x_ext = x.new_empty(len(x), self.qkv_proj.ext_features)
         spec = self.qkv_proj.build_dropout_spec(dropout)
         x0, rstd0, dropped = add_rms_norm(x, delta, self.input_norm, eps, x_ext[:, :C], spec)
-        qkv = self.qkv_proj.forward(x_ext, dropout, dropped, use_adapter=use_adapter)
+        qkv = self.qkv_proj.forward(x_ext, dropout, dropped, use_adapter=use_adapter, rank_mask=rank_mask)
         if save:  # a copy of u alone: a view would keep all of x_ext
             u.append(x_ext[:, C:].clone())
 
@@ -146,20 +148,20 @@ class DecoderLayer:
         dropout = select_tokens(dropout, query_indices)
         attn_ext = x.new_empty(M, self.o_proj.ext_features)
         lse = attention(self.rotate_heads(qkv, cos_sin, save=save), qkv, attn_ext[:, : self.o_proj.in_features])
-        attn_out = self.o_proj.forward(attn_ext, dropout, use_adapter=use_adapter)
+        attn_out = self.o_proj.forward(attn_ext, dropout, use_adapter=use_adapter, rank_mask=rank_mask)
 
         # MLP.
         x_ext = x.new_empty(M, self.gate_up_proj.ext_features)
         residual = x0 if query_indices is None else x0.index_select(0, query_indices)
         spec = self.gate_up_proj.build_dropout_spec(dropout)
         x1, rstd1, dropped = add_rms_norm(residual, attn_out, self.post_attention_norm, eps, x_ext[:, :C], spec)
-        gate_up = self.gate_up_proj.forward(x_ext, dropout, dropped, use_adapter=use_adapter)
+        gate_up = self.gate_up_proj.forward(x_ext, dropout, dropped, use_adapter=use_adapter, rank_mask=rank_mask)
         if save:
             u.append(x_ext[:, C:].clone())
         F = self.down_proj.in_features
         mlp_ext = x.new_empty(M, self.down_proj.ext_features)
         dropped = swiglu(gate_up, mlp_ext[:, :F], self.down_proj.build_dropout_spec(dropout))
-        out = self.down_proj.forward(mlp_ext, dropout, dropped, use_adapter=use_adapter)
+        out = self.down_proj.forward(mlp_ext, dropout, dropped, use_adapter=use_adapter, rank_mask=rank_mask)
         if not save:
             return x1, out, None
         u_qkv, u_gate_up, u_down = *u, mlp_ext[:, F:].clone()

@@ -1,0 +1,373 @@
+"""Answers whose rows join and leave between decode steps: one device answers many users at once.
+
+    waiting ── select ──▶ join: prefill into free rows ──▶ step: a token of every row ──▶ … ──▶ leave: the row is free
+
+Rows have room for 512, 2048 or 8192 tokens. The rows of one room are in one KV cache with a fixed number of rows, so
+that CUDA graphs can be captured: 8 or 32 on a GPU. When more join they move into the cache with more rows, and back
+when few are left. A CPU needs no padding: there the number of rows is the next power of two.
+
+Base model and adapters answer in the same step: every row has a mask of the adapters' ranks (models/lora_linear.py).
+Where all rows are those of the only adapter, or of the base model, the step is the one of `generate_answers`.
+
+A CUDA device computes the next step while the host reads the tokens of the last one.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+
+from lorgnette.device import copy_to_device
+from lorgnette.inference.generator import MAX_PREFILL_TOKENS, Generator, find_next_position
+from lorgnette.inference.kv_cache import CacheShape, KVCache
+from lorgnette.inference.sampling import SamplingParams, draw_uniforms, sample_tokens
+from lorgnette.types import Encoded
+
+SLOT_CLASSES = (512, 2048, 8192)
+"""Tokens of a row, prompt and answer together."""
+CUDA_ROW_COUNTS, CPU_ROW_COUNTS = (8, 32), (1, 2, 4, 8, 16, 32)
+MAX_ROWS = 32
+MAX_ROWS_OF_LARGEST = 8
+MAX_JOIN_TOKENS = 4096
+"""Prompt tokens that join at once while others are answered: they wait for the prefill."""
+
+
+@dataclass(eq=False)
+class DecodeRow:
+    """One answer to generate. adapter: its number among the decoder's; None: the base model."""
+
+    prompt: Encoded
+    adapter: int | None
+    sampling: SamplingParams
+
+    @property
+    def num_tokens(self) -> int:
+        """Of prompt and answer together."""
+        return len(self.prompt.input_ids) + self.sampling.max_new_tokens
+
+
+class ContinuousBatch:
+    """Answers whose rows join and leave between decode steps. Use it from one thread.
+
+    adapter_ranks: of the decoder's adapters, in order (`load_decoder_with_adapters`).
+    """
+
+    def __init__(self, generator: Generator, adapter_ranks: Sequence[int] = ()) -> None:
+        self._generator = generator
+        masks = _build_rank_masks(adapter_ranks)
+        self._rank_masks = torch.from_numpy(masks).to(generator.device, generator.decoder.embed_tokens.dtype)
+        self._pools = [_RowPool(generator, num_slots, self._rank_masks) for num_slots in SLOT_CLASSES]
+        self.max_tokens = SLOT_CLASSES[-1]
+        """Room of the largest row: prompt and answer together."""
+
+    def select(self, waiting: Sequence[DecodeRow]) -> list[DecodeRow]:
+        """The rows, from the front, that `join` can take now. Those with no free row are left out.
+
+        Rows of any number fit if no other is answered, or none does: then one is returned, and `join` raises.
+        """
+        is_busy = any(pool.answers for pool in self._pools)
+        budget = MAX_JOIN_TOKENS if is_busy else MAX_PREFILL_TOKENS
+        by_pool: dict[_RowPool, list[DecodeRow]] = {}
+        for row in waiting:
+            by_pool.setdefault(self._find_pool(row), []).append(row)
+        free = {pool: pool.reserve(len(rows)) for pool, rows in by_pool.items()}
+        selected = list[DecodeRow]()
+        for row in waiting:
+            pool, num_tokens = self._find_pool(row), len(row.prompt.input_ids)
+            if selected and num_tokens > budget:
+                break
+            if free[pool]:
+                free[pool] -= 1
+                budget -= num_tokens
+                selected.append(row)
+        return selected if selected or is_busy else list(waiting[:1])
+
+    @torch.no_grad()
+    def join(self, rows: Sequence[DecodeRow]) -> None:
+        """Prefill the rows' prompts. The features of their images are ready.
+
+        Raises OutOfMemoryError and leaves the batch as it was.
+        """
+        by_pool: dict[_RowPool, list[DecodeRow]] = {}
+        for row in rows:
+            by_pool.setdefault(self._find_pool(row), []).append(row)
+        for pool, members in by_pool.items():
+            if pool.reserve(len(members)) < len(members):
+                raise torch.OutOfMemoryError(f"no memory for {len(members)} more rows of {pool.num_slots} tokens")
+        prefilled = [(pool, pool.prefill(members)) for pool, members in by_pool.items()]
+        for pool, answers in prefilled:
+            pool.add(answers)
+
+    @torch.no_grad()
+    def step(self) -> list[tuple[DecodeRow, int]]:
+        """The next token of every row; nothing without rows. On CUDA the device goes on with the step after it."""
+        pools = [pool for pool in self._pools if pool.answers]
+        for pool in pools:
+            pool.advance()
+            pool.shrink()
+            pool.pick_tokens()
+        if self._generator.device.type == "cuda":
+            for pool in pools:
+                pool.advance()
+        return [pair for pool in pools for pair in pool.read_tokens()]
+
+    def leave(self, row: DecodeRow) -> None:
+        """Free the row: its answer has ended, or nobody waits for it."""
+        self._find_pool(row).remove(row)
+
+    def read_logits(self, row: DecodeRow) -> Float32[Tensor, " V"]:
+        """The logits of the first token of a row that has joined since the last step."""
+        return self._find_pool(row).read_logits(row)
+
+    def drop_idle_memory(self) -> None:
+        """Free the caches that hold no rows, with their graphs."""
+        for pool in self._pools:
+            pool.drop_idle_caches()
+        if not any(pool.has_graphs for pool in self._pools):
+            self._generator.drop_caches()
+        elif self._generator.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _find_pool(self, row: DecodeRow) -> "_RowPool":
+        """The pool with the smallest room for the row."""
+        return next(pool for pool in self._pools if row.num_tokens <= pool.num_slots)
+
+
+@dataclass(eq=False, slots=True)
+class _Answer:
+    """A row's state on the host, which every launch of a step updates.
+
+    index: its row of the cache. length, position: as of KVCache. uniforms: of its tokens; none if it is greedy.
+    num_tokens: picked so far.
+    """
+
+    row: DecodeRow
+    index: int
+    length: int
+    position: int
+    uniforms: Float32[np.ndarray, " N"]
+    num_tokens: int = 0
+
+
+class _RowPool:
+    """The rows with room for `num_slots` tokens, in a cache that is exchanged for one with more or fewer rows.
+
+    answers: by their row of the cache. Picked tokens are pending until `advance` decodes them.
+    """
+
+    def __init__(self, generator: Generator, num_slots: int, rank_masks: Float[Tensor, "n r"]) -> None:
+        self._generator, self.num_slots, self._rank_masks = generator, num_slots, rank_masks
+        self._device, self._is_cuda = generator.device, generator.device.type == "cuda"
+        most = MAX_ROWS if num_slots < SLOT_CLASSES[-1] else MAX_ROWS_OF_LARGEST
+        counts = CUDA_ROW_COUNTS if self._is_cuda else CPU_ROW_COUNTS
+        self._row_counts = [count for count in counts if count <= most]
+        self.answers: dict[int, _Answer] = {}
+        self._cache: KVCache | None = None
+        self._idle: dict[int, KVCache] = {}
+        self._has_changed = False
+        self._pending: Int64[Tensor, " B"] | None = None
+        self._host_tokens: Int64[Tensor, " B"] | None = None
+        self._is_copied = torch.cuda.Event() if self._is_cuda else None  # type: ignore[no-untyped-call]
+        self._draws: _Draws | None = None
+
+    @property
+    def has_graphs(self) -> bool:
+        caches = [*self._idle.values(), *([] if self._cache is None else [self._cache])]
+        return any(graph is not None for cache in caches for graph in cache.graphs.values())
+
+    def reserve(self, num_new: int) -> int:
+        """The number of new rows, `num_new` at most, that are free. Takes a cache with more rows if there is one."""
+        wanted = min(len(self.answers) + num_new, self._row_counts[-1])
+        num_rows = 0 if self._cache is None else self._cache.shape.num_rows
+        larger = [count for count in self._row_counts if count > num_rows]
+        if num_rows < wanted:
+            fitting = next(count for count in larger if count >= wanted)
+            for count in reversed([count for count in larger if count <= fitting]):
+                if self._try_move(count):
+                    break
+        num_rows = 0 if self._cache is None else self._cache.shape.num_rows
+        return min(num_new, num_rows - len(self.answers))
+
+    def prefill(self, rows: Sequence[DecodeRow]) -> list[_Answer]:
+        """Write the prompts into free rows, which stay free until `add`."""
+        self.advance()  # its logits would overwrite those of the prompts
+        assert self._cache is not None
+        free = [i for i in range(self._cache.shape.num_rows) if i not in self.answers]
+        answers = [_start_answer(row, index) for row, index in zip(rows, free, strict=False)]
+        for adapter, members in _group_by_adapter(answers).items():
+            # The only adapter needs no mask.
+            mask = None if adapter is None or len(self._rank_masks) == 2 else self._rank_masks[adapter].unsqueeze(0)
+            self._generator.prefill_rows(
+                self._cache, [answer.index for answer in members], [answer.row.prompt for answer in members],
+                use_adapter=adapter is not None, rank_mask=mask,
+            )  # fmt: skip
+        return answers
+
+    def add(self, answers: Sequence[_Answer]) -> None:
+        self.answers |= {answer.index: answer for answer in answers}
+        self._has_changed = True
+
+    def read_logits(self, row: DecodeRow) -> Float32[Tensor, " V"]:
+        assert self._cache is not None
+        return self._cache.logits[self._find_index(row)].clone()
+
+    def remove(self, row: DecodeRow) -> None:
+        del self.answers[self._find_index(row)]
+        self._has_changed = True
+
+    def shrink(self) -> None:
+        """Move into a cache with fewer rows if few are left. No tokens are pending."""
+        assert self._cache is not None
+        num_rows = self._cache.shape.num_rows
+        # On CUDA with room for others: the next one would need the larger cache again.
+        needed = 2 * len(self.answers) if self._is_cuda else len(self.answers)
+        count = next(count for count in self._row_counts if count >= min(needed, num_rows))
+        if count < num_rows and (count in self._idle or not self._is_cuda):
+            self._try_move(count)
+
+    def pick_tokens(self) -> None:
+        """Pick the next token of every row, and start its copy to the host."""
+        assert self._cache is not None
+        self._upload_changes()
+        logits = self._cache.logits
+        tokens = logits.argmax(-1)
+        if (draws := self._draws) is not None:
+            uniforms = copy_to_device(draws.list_uniforms(), self._device)
+            drawn = sample_tokens(logits.index_select(0, draws.rows), uniforms, draws.temperatures, draws.top_ps)
+            tokens.index_copy_(0, draws.rows, drawn)
+        for answer in self.answers.values():
+            answer.num_tokens += 1
+        self._pending = tokens
+        if self._is_copied is None:
+            self._host_tokens = tokens
+        else:
+            self._host_tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+            self._host_tokens.copy_(tokens, non_blocking=True)
+            self._is_copied.record()
+
+    def advance(self) -> None:
+        """Decode the pending tokens of the rows that are still there, if any."""
+        tokens, self._pending = self._pending, None
+        if tokens is None or not self.answers:
+            return
+        assert self._cache is not None
+        self._upload_changes()
+        adapters = {answer.row.adapter for answer in self.answers.values()}
+        is_plain = adapters == {None} or (len(adapters) == 1 and len(self._rank_masks) == 2)
+        self._generator.decode_step(
+            self._cache, tokens, use_adapter=adapters != {None}, rank_mask=None if is_plain else self._cache.rank_mask
+        )
+        for answer in self.answers.values():
+            answer.length += 1
+            answer.position += 1
+
+    def read_tokens(self) -> Iterator[tuple[DecodeRow, int]]:
+        """Wait for the copy of the tokens that were picked last."""
+        assert self._host_tokens is not None
+        if self._is_copied is not None:
+            self._is_copied.synchronize()
+        tokens = self._host_tokens.tolist()
+        return ((answer.row, tokens[index]) for index, answer in self.answers.items())
+
+    def drop_idle_caches(self) -> None:
+        self._idle.clear()
+        if not self.answers:
+            self._cache = self._pending = self._draws = None
+
+    def _find_index(self, row: DecodeRow) -> int:
+        return next(index for index, answer in self.answers.items() if answer.row is row)
+
+    def _upload_changes(self) -> None:
+        """Tell the device which rows there are, after some have joined, left or moved."""
+        if not self._has_changed:
+            return
+        assert self._cache is not None
+        self._has_changed = False
+        state = np.zeros(self._cache.state.shape, np.int32)
+        masks = np.full(self._cache.shape.num_rows, len(self._rank_masks) - 1, np.int32)
+        for index, answer in self.answers.items():
+            state[:, index] = answer.length, answer.position, 1
+            if answer.row.adapter is not None:
+                masks[index] = answer.row.adapter
+        self._cache.state.copy_(copy_to_device(state, self._device))
+        if self._cache.rank_mask is not None:
+            indices = copy_to_device(masks, self._device)
+            torch.index_select(self._rank_masks, 0, indices, out=self._cache.rank_mask)
+        drawing = [answer for answer in self.answers.values() if len(answer.uniforms)]
+        self._draws = None
+        if drawing:
+            columns = [[answer.row.sampling.temperature, answer.row.sampling.top_p] for answer in drawing]
+            settings = copy_to_device(np.array(columns, np.float32), self._device)
+            rows = copy_to_device(np.array([answer.index for answer in drawing]), self._device)
+            self._draws = _Draws(rows, settings[:, :1], settings[:, 1:], drawing)
+
+    def _try_move(self, num_rows: int) -> bool:
+        """Move all rows into a cache with this many, which is an idle one or new. False if memory is short."""
+        self.advance()
+        cache = self._idle.pop(num_rows, None)
+        if cache is None:
+            try:
+                cache = self._allocate_cache(num_rows)
+            except torch.OutOfMemoryError:
+                return False
+        old, answers = self._cache, list(self.answers.values())
+        if old is not None and answers:
+            indices = copy_to_device(np.array([answer.index for answer in answers]), self._device)
+            longest = max(answer.length for answer in answers)
+            for source, target in zip([*old.layers], cache.layers, strict=True):
+                target[: len(answers), :longest].copy_(source[:, :longest].index_select(0, indices))
+            cache.logits[: len(answers)].copy_(old.logits.index_select(0, indices))
+            for index, answer in enumerate(answers):
+                answer.index = index
+            self.answers = dict(enumerate(answers))
+        if old is not None and self._is_cuda:
+            self._idle[old.shape.num_rows] = old
+        self._cache, self._has_changed = cache, True
+        return True
+
+    def _allocate_cache(self, num_rows: int) -> KVCache:
+        decoder, shape = self._generator.decoder, CacheShape(num_rows, self.num_slots)
+        cache = KVCache.from_config(shape, decoder.config, self._device, self._rank_masks.dtype)
+        cache.num_active_rows = num_rows
+        if self._rank_masks.shape[1]:
+            cache.rank_mask = self._rank_masks.new_zeros(num_rows, self._rank_masks.shape[1])
+        return cache
+
+
+class _Draws(NamedTuple):
+    """The rows that are sampled, with their settings."""
+
+    rows: Int64[Tensor, " n"]
+    temperatures: Float32[Tensor, "n 1"]
+    top_ps: Float32[Tensor, "n 1"]
+    answers: Sequence[_Answer]
+
+    def list_uniforms(self) -> Float32[np.ndarray, " n"]:
+        """The random number of every row's next token."""
+        return np.array([answer.uniforms[min(answer.num_tokens, len(answer.uniforms) - 1)] for answer in self.answers])
+
+
+def _start_answer(row: DecodeRow, index: int) -> _Answer:
+    sampling = row.sampling
+    uniforms = np.empty(0, np.float32) if sampling.temperature is None else draw_uniforms(sampling, 0)
+    return _Answer(row, index, len(row.prompt.input_ids), find_next_position(row.prompt), uniforms)
+
+
+def _group_by_adapter(answers: Sequence[_Answer]) -> dict[int | None, list[_Answer]]:
+    groups: dict[int | None, list[_Answer]] = {}
+    for answer in answers:
+        groups.setdefault(answer.row.adapter, []).append(answer)
+    return groups
+
+
+def _build_rank_masks(adapter_ranks: Sequence[int]) -> Float32[np.ndarray, "n r"]:
+    """1 for the ranks that each adapter uses; the last row is the base model's, which uses none."""
+    masks = np.zeros((len(adapter_ranks) + 1, sum(adapter_ranks)), np.float32)
+    for mask, end, rank in zip(masks, accumulate(adapter_ranks), adapter_ranks, strict=False):
+        mask[end - rank : end] = 1
+    return masks
