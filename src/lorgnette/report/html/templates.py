@@ -1,4 +1,4 @@
-"""Fills the templates of this folder, and of other packages' folders. Values are escaped; a missing value is an error."""
+"""Fills the templates of this folder and of other packages. Values are escaped; a missing value is an error."""
 
 import re
 from collections.abc import Callable, Iterable

@@ -1,0 +1,97 @@
+"""The page that asks the served models beside each other: its HTML, and the files that it loads."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from lorgnette.report.html import templates
+from lorgnette.server.guard import MAX_BODY_BYTES
+
+if TYPE_CHECKING:
+    from lorgnette.server.models import ModelSet, ServedModel
+
+MAX_IMAGE_BYTES = (MAX_BODY_BYTES - 2**20) // 4 * 3
+"""The page sends no larger file: in base64 it would be over the server's limit."""
+_STATIC, _OF_REPORTS = Path(__file__).with_name("static"), Path(templates.__file__).parent
+_MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_ACCEPTED = "image/jpeg,image/png,image/webp,image/gif,image/bmp,image/avif"
+"""What the API takes and browsers show. An iPhone turns its HEIC into JPEG then."""
+_MAX_NAMES = 3
+"""Adapters that the title names."""
+
+
+def build_page_routes(models: "ModelSet", *, has_api_key: bool) -> list[Route]:
+    """The page at `/`, and what it loads. has_api_key: clients need a key, so the page's examples send one."""
+    html = render_page(models, has_api_key=has_api_key)
+
+    async def get_page(_: Request) -> Response:
+        return HTMLResponse(html)
+
+    return [Route("/", get_page), *build_static_routes()]
+
+
+def build_static_routes() -> list[Route]:
+    """`/static/NAME` for each file. No request is turned into a path."""
+    return [_build_static_route(*file) for file in read_static_files()]
+
+
+@cache
+def read_static_files() -> tuple[tuple[str, bytes, str], ...]:
+    """Name, content and media type of each file that a page may load; two are the reports'."""
+    own = [path for path in sorted(_STATIC.iterdir()) if path.suffix in _MEDIA_TYPES]
+    paths = [_OF_REPORTS / "base.css", _OF_REPORTS / "theme.js", *own]
+    return tuple((path.name, path.read_bytes(), _MEDIA_TYPES[path.suffix]) for path in paths)
+
+
+def render_page(models: "ModelSet", *, has_api_key: bool) -> str:
+    """The page's HTML, with a place for each model's answer: the base model's first."""
+    adapters = [model.name for model in models.models if model.parent]
+    base_name = models.base_model.rsplit("/", 1)[-1]
+    ordered = sorted(models.models, key=lambda model: model.parent is not None)
+    cards = [_describe_model(model, "Untuned" if adapters else base_name) for model in ordered]
+    return templates.render(
+        "serve.html.j2",
+        template_folder=_STATIC,
+        title=_build_title(adapters) or base_name,
+        summary=_summarize(base_name if adapters else "", ordered),
+        models=cards,
+        accept=_ACCEPTED,
+        data={"models": cards, "has_api_key": has_api_key, "max_image_bytes": MAX_IMAGE_BYTES},
+    )
+
+
+def _describe_model(model: "ServedModel", base_title: str) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "title": model.name if model.parent else base_title,
+        "is_base": model.parent is None,
+        "prompt": model.prompt,
+        "max_new_tokens": model.max_new_tokens,
+    }
+
+
+def _build_title(adapters: Sequence[str]) -> str:
+    """The page's title; empty without adapters."""
+    if len(adapters) > _MAX_NAMES:
+        return f"{len(adapters)} adapters, beside their base"
+    names = " and ".join([", ".join(adapters[:-1]), adapters[-1]] if len(adapters) > 1 else adapters)
+    return f"{names}, beside {'its' if len(adapters) == 1 else 'their'} base" if names else ""
+
+
+def _summarize(base_name: str, models: "Sequence[ServedModel]") -> str:
+    """The base model, the size of images if all models have the same, and how answers are chosen."""
+    sizes = {model.processor.settings.image_size for model in models}
+    size = sizes.pop() if len(sizes) == 1 else None
+    return " · ".join(filter(None, [base_name, f"{size[1]}\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}{size[0]}" if size else "", "greedy"]))
+
+
+def _build_static_route(name: str, content: bytes, media_type: str) -> Route:
+    async def get_file(_: Request) -> Response:
+        return Response(content, media_type=media_type)
+
+    return Route(f"/static/{name}", get_file)

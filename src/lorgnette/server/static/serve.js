@@ -1,0 +1,176 @@
+/* Asks the served models about an image, and shows their answers beside each other while they come. */
+
+import { streamChat } from "./chat_stream.js";
+import { connectCopyButtons } from "./copy.js";
+import { formatCurl, formatPython } from "./examples.js";
+import { readImage, watchFiles } from "./image_file.js";
+import { Store } from "./store.js";
+
+const { models, has_api_key: hasKey, max_image_bytes: maxImageBytes } = JSON.parse(document.getElementById("data").textContent);
+const byId = (id) => document.getElementById(id);
+const [form, promptField, status] = ["form", "prompt", "status"].map(byId);
+const boxes = [...document.querySelectorAll("[name=model]")];
+const hasMouse = matchMedia("(pointer: fine)").matches;
+
+/* answers: by model's name; { text, seconds, state, problem }, with the state busy, done, cut, stopped or failed.
+ * question: what they answer. */
+const store = new Store({ image: null, prompt: "", chosen: [], question: null, answers: {}, problem: "" });
+const controllers = new Map();
+
+// ---- Questions and answers
+
+const ask = () => {
+  const { image, prompt, chosen } = store.state;
+  if (!image) return complain("There is no image yet: drop one, paste one, or choose one.");
+  forget();
+  store.set({ question: { image, prompt } });
+  for (const name of chosen) answer(name);
+};
+
+const answer = async (name) => {
+  const { image, prompt } = store.state.question, controller = new AbortController(), begin = performance.now();
+  let text = "";
+  const update = (change) => {
+    if (controllers.get(name) !== controller) return;  // another question has taken its place
+    const seconds = (performance.now() - begin) / 1000, own = { text, seconds, problem: "", ...change };
+    store.set({ answers: { ...store.state.answers, [name]: own } });
+    if (own.state !== "busy") announce(`${titles.get(name)}: ${own.text} ${own.problem}${formatFacts(name, own)}`);
+  };
+  controllers.set(name, controller);
+  update({ state: "busy" });
+  const content = [{ type: "image_url", image_url: { url: image.dataUrl } }];
+  if (prompt.trim()) content.push({ type: "text", text: prompt });  // else the server takes the model's own
+  try {
+    const onText = (piece) => { text += piece; update({ state: "busy" }); };
+    const reason = await streamChat({ model: name, messages: [{ role: "user", content }] }, { signal: controller.signal, onText });
+    update({ state: reason === "length" ? "cut" : "done" });
+  } catch (error) {
+    update(controller.signal.aborted ? { state: "stopped" } : { state: "failed", problem: explain(error) });
+  }
+};
+
+const isBusy = () => Object.values(store.state.answers).some(({ state }) => state === "busy");
+const stop = () => { for (const controller of controllers.values()) controller.abort(); };
+const forget = () => {
+  stop();
+  controllers.clear();
+  status.replaceChildren();
+  store.set({ question: null, answers: {}, problem: "" });
+};
+
+const takeFile = async (file) => {
+  let image;
+  try {
+    image = await readImage(file, maxImageBytes);
+  } catch (error) {
+    return complain(error.message);
+  }
+  if (store.state.image) URL.revokeObjectURL(store.state.image.address);
+  forget();
+  store.set({ image });
+  if (hasMouse) promptField.focus();  // a phone would open its keyboard over the image
+};
+
+// ---- Words
+
+const announce = (text) => status.append(Object.assign(document.createElement("p"), { textContent: text }));
+const complain = (problem) => {
+  store.set({ problem });
+  announce(problem);
+};
+const explain = (error) => {
+  if (error.status === 0) return `${error.message} Start it again; the image and the prompt are kept here.`;
+  if (error.status === 401) return "This page is of another start of the server. Open the address that it printed last.";
+  const text = error.message.charAt(0).toUpperCase() + error.message.slice(1);
+  return /[.!?]$/.test(text) ? text : `${text}.`;
+};
+const countWords = (text) => {  // of Chinese too
+  let count = 0;
+  for (const { isWordLike } of new Intl.Segmenter(undefined, { granularity: "word" }).segment(text)) count += isWordLike;
+  return count;
+};
+const formatFacts = (name, { text, seconds, state }) => {
+  const words = countWords(text), { max_new_tokens: limit } = models.find((model) => model.name === name);
+  const end = { busy: "", done: "✓ done", cut: `cut at ${limit} tokens`, stopped: "stopped", failed: "" }[state];
+  return [`${seconds.toFixed(seconds < 10 ? 1 : 0)} s`, `${words} word${words === 1 ? "" : "s"}`, end].filter(Boolean).join(" · ");
+};
+
+// ---- What is drawn
+
+const setText = (element, text) => {
+  if (element.textContent !== text) element.textContent = text;
+  element.hidden = !text;
+};
+
+const drawImage = ({ image }) => {
+  const element = byId("image");
+  if (element.getAttribute("src") !== (image?.address ?? null) && image) Object.assign(element, { src: image.address, alt: image.name });
+  element.hidden = !image;
+  byId("invitation").hidden = Boolean(image);
+  setText(byId("file-facts"), image ? `${image.name} · ${image.width} × ${image.height}` : "");
+};
+
+const drawAnswers = ({ answers, chosen, problem }) => {
+  for (const card of document.querySelectorAll(".answer")) {
+    const name = card.dataset.model, own = answers[name] ?? { text: "", state: "", problem: "" };
+    card.hidden = !chosen.includes(name);
+    card.dataset.state = own.state;
+    card.setAttribute("aria-busy", own.state === "busy");
+    card.querySelector(".text").textContent = own.text;
+    setText(card.querySelector(".problem"), own.problem);
+    card.querySelector(".progress").textContent = own.state ? formatFacts(name, own) : "";
+  }
+  setText(byId("problem"), problem);
+  const button = byId("stop"), hadFocus = document.activeElement === button;
+  button.hidden = !isBusy();
+  if (button.hidden && hadFocus) promptField.focus();
+};
+
+const drawExamples = ({ image, prompt, chosen }) => {
+  const tuned = models.find((model) => chosen.includes(model.name) && !model.is_base);
+  const file = image ?? { name: "image.jpg", type: "image/jpeg" };
+  const question = { origin: location.origin, model: tuned?.name ?? chosen[0], prompt: prompt.trim() ? prompt : "", file, hasKey };
+  byId("example-file").textContent = file.name;
+  byId("curl").textContent = formatCurl(question);
+  byId("python").textContent = formatPython(question);
+};
+
+// ---- What the user does
+
+const titles = new Map(models.map((model) => [model.name, model.title]));
+const prompts = new Set(models.map((model) => model.prompt));
+promptField.value = prompts.size === 1 ? models[0].prompt : "";
+if (prompts.size > 1) promptField.placeholder = "empty: the prompt that each model was tuned with";
+const readChosen = () => (boxes.length ? boxes.filter((box) => box.checked).map((box) => box.value) : models.map((model) => model.name));
+store.set({ prompt: promptField.value, chosen: readChosen() });
+
+promptField.addEventListener("input", () => store.set({ prompt: promptField.value }));
+for (const box of boxes) {
+  box.addEventListener("change", () => {
+    if (!readChosen().length) box.checked = true;  // one at least
+    if (!box.checked) controllers.get(box.value)?.abort();
+    store.set({ chosen: readChosen() });
+    if (box.checked && store.state.question && !store.state.answers[box.value]) answer(box.value);
+  });
+}
+for (const input of ["file", "camera"].map(byId)) {
+  input.addEventListener("change", () => {
+    if (input.files.length) takeFile(input.files[0]);
+    input.value = "";  // the same file may be chosen again
+  });
+}
+watchFiles(byId("stage"), takeFile);
+form.addEventListener("submit", (event) => { event.preventDefault(); ask(); });
+byId("stop").addEventListener("click", stop);
+addEventListener("keydown", (event) => {
+  const isComposing = event.isComposing || event.keyCode === 229;  // Enter then ends a word of an input method
+  const asks = event.key === "Enter" && !event.shiftKey && (event.target === promptField || event.target === document.body);
+  if (asks && !isComposing) {
+    event.preventDefault();
+    ask();
+  } else if (event.key === "Escape" && !isComposing) {
+    stop();
+  }
+});
+connectCopyButtons();
+for (const draw of [drawImage, drawAnswers, drawExamples]) store.subscribe(draw);
