@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lorgnette.features.decode_pool import Pixels
     from lorgnette.features.feature_lru import FeatureLru
     from lorgnette.inference.continuous_batch import ContinuousBatch, DecodeRow
+    from lorgnette.server.models import ModelSet
 
 FinishReason = Literal["stop", "length"]
 Outcome = Literal["stop", "length", "cancelled", "error"]
@@ -156,6 +157,19 @@ class Scheduler:
         self._has_cancelled = False
         self._thread = threading.Thread(target=self._run, name="lorgnette device", daemon=True)
         self._thread.start()
+
+    @classmethod
+    def from_models(cls, models: "ModelSet") -> Self:
+        """A scheduler of these models, which answer once before it is ready."""
+        from lorgnette.inference.continuous_batch import ContinuousBatch
+        from lorgnette.server.warm_up import warm_up
+
+        batch, features = ContinuousBatch(models.generator, models.adapter_ranks), models.features
+        limit = MAX_STEP_SECONDS if models.device.type == "cuda" else None
+        return cls(
+            batch, features, models.eos_token_ids, warm_up=lambda: warm_up(models, batch, features),
+            max_step_seconds=limit,
+        )  # fmt: skip
 
     @property
     def state(self) -> State:
