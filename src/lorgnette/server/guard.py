@@ -4,27 +4,38 @@
     Origin                absent, the server's own, or for /v1 one of `cors`; Sec-Fetch-Site must say the same
     page and its files    the token of the start-up line, once; then a cookie
     /v1 and /metrics      the API key, if there is one; or the page's cookie, from the page itself
-    body                  JSON or the bytes of an image, MAX_BODY_BYTES at most, counted as it is read
+    body                  JSON or the bytes of an image, MAX_BODY_BYTES at most, counted as it is read; all bodies
+                          together, until they are answered, MAX_BODIES_BYTES
 
 Names and origins are compared with constants, never with what the request says of itself. Every answer has the headers
 in _HEADERS, also that of an error.
 """
 
+import asyncio
 import ipaddress
 import os
 import re
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NoReturn
 from urllib.parse import parse_qs
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorgnette.errors import UsageError
 from lorgnette.server.api_errors import ApiError
 
 MAX_BODY_BYTES = 32 * 2**20
+MAX_BODIES_BYTES = 2**30
+"""Of all requests that are not answered yet: they lie in memory."""
+_PAUSE_SECONDS = 60
+"""How long the next part of a body may take."""
+_DISCARD_BYTES, _DISCARD_SECONDS = 8 * MAX_BODY_BYTES, 10
+"""What is read of a body beyond the limit."""
 API_KEY_VARIABLE = "LORGNETTE_API_KEY"
 _LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 _CONTENT_SECURITY_POLICY = (
@@ -140,6 +151,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: GuardSettings) -> None:
         self.app, self.settings = app, settings
+        self._body_bytes = _ByteCount()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -151,7 +163,7 @@ class Guard:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = _Request(scope, self.settings)
-        answer = _Answer(send, request.cors_headers)
+        answer, body = _Answer(send, request.cors_headers), _Body(receive, self._body_bytes)
         try:
             request.check_host()
             if request.is_preflight:
@@ -162,12 +174,18 @@ class Guard:
             if request.needs_token:
                 return await answer.send_whole(401, [(b"content-type", b"text/html; charset=utf-8")], _TOKEN_PAGE)
             request.check_access()
-            request.check_body()
-            await self.app(scope, _Body(receive).receive, answer.send)
+            request.check_type()
+            if request.is_too_long:
+                await body.refuse(has_begun=not request.waits_for_continue)
+            await self.app(scope, body.receive, answer.send)
+        except ClientDisconnect:
+            pass  # in the middle of its body: nobody waits for an answer
         except ApiError as error:
             if answer.has_started:
                 raise
             await error.to_response()(scope, receive, answer.send)
+        finally:
+            body.release()
         return None
 
 
@@ -204,6 +222,11 @@ class _Request:
         if not self._has_foreign_origin and (has_foreign_site or not has_own_origin):
             message = f"pages of {self._origin[:100] or 'another site'} may not use this server; "
             raise ApiError(403, f"{message}--cors ORIGIN lets a page use /v1", code="wrong_origin")
+
+    @property
+    def waits_for_continue(self) -> bool:
+        """Whether the client has not begun its body: curl asks first with a large one."""
+        return self._get("expect").lower() == "100-continue"
 
     @property
     def cors_headers(self) -> Headers:
@@ -269,11 +292,14 @@ class _Request:
         elif not self._has_cookie:
             raise ApiError(401, "open the page by the address with its token first", code="invalid_token")
 
-    def check_body(self) -> None:
-        """Raise ApiError 413 for a body that says it is too long, 415 for one that a web form could send."""
+    @property
+    def is_too_long(self) -> bool:
+        """Whether the body says that it is."""
         length = self._get("content-length")
-        if length.isdecimal() and (len(length) > 15 or int(length) > MAX_BODY_BYTES):
-            raise build_length_error()
+        return length.isdecimal() and (len(length) > 15 or int(length) > MAX_BODY_BYTES)
+
+    def check_type(self) -> None:
+        """Raise ApiError 415 for a body that a web form could send."""
         media_type = self._get("content-type").partition(";")[0].strip().lower()
         is_taken = media_type == "application/json" or (media_type in _IMAGE_TYPES and not self._is_api)
         if self._scope["method"] not in (*_READ_METHODS, "OPTIONS") and not is_taken:
@@ -281,18 +307,54 @@ class _Request:
             raise ApiError(415, message, code="wrong_type")
 
 
+@dataclass
+class _ByteCount:
+    """Of all bodies that lie in memory."""
+
+    value: int = 0
+
+
 class _Body:
     """Counts a body's bytes as they come: a chunked one does not say its length."""
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive, self._num_bytes = receive, 0
+    def __init__(self, receive: Receive, total: _ByteCount) -> None:
+        self._receive, self._total, self._num_bytes, self._has_more = receive, total, 0, True
 
     async def receive(self) -> Message:
-        message = await self._receive()
-        self._num_bytes += len(message.get("body", b""))
+        """The next part. Raises ApiError 413 or 429 for too many bytes, 408 if none comes."""
+        if not self._has_more:
+            return await self._receive()  # the end of the connection: it may take as long as the answer
+        try:
+            message = await asyncio.wait_for(self._receive(), _PAUSE_SECONDS)
+        except TimeoutError:
+            message_text = f"no part of the body has come for {_PAUSE_SECONDS} seconds"
+            raise ApiError(408, message_text, code="timeout", headers={"connection": "close"}) from None
+        self._has_more = message.get("more_body", False)
+        length = len(message.get("body", b""))
+        self._num_bytes += length
+        self._total.value += length
         if self._num_bytes > MAX_BODY_BYTES:
-            raise build_length_error()
+            await self.refuse()
+        if self._total.value > MAX_BODIES_BYTES:
+            message_text = f"{MAX_BODIES_BYTES // 2**20} MiB of requests wait already; ask again later"
+            raise ApiError(429, message_text, type="rate_limit_error", code="queue_full", headers={"retry-after": "1"})
         return message
+
+    async def refuse(self, *, has_begun: bool = True) -> NoReturn:
+        """Raise ApiError 413, after the rest was read: a client that is cut off while it writes reads no answer."""
+        num_bytes = 0 if has_begun else _DISCARD_BYTES
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DISCARD_SECONDS):
+                while self._has_more and num_bytes < _DISCARD_BYTES:
+                    message = await self._receive()
+                    self._has_more = message.get("more_body", False)
+                    num_bytes += len(message.get("body", b""))
+        message_text = f"the request is larger than {MAX_BODY_BYTES // 2**20} MiB; send smaller or fewer images"
+        raise ApiError(413, message_text, code="request_too_large")
+
+    def release(self) -> None:
+        """The request is answered: its body lies in memory no longer."""
+        self._total.value -= self._num_bytes
 
 
 class _Answer:
@@ -314,12 +376,6 @@ class _Answer:
         length = [] if status == 204 else [(b"content-length", str(len(body)).encode())]
         await self.send({"type": "http.response.start", "status": status, "headers": [*headers, *length]})
         await self.send({"type": "http.response.body", "body": body})
-
-
-def build_length_error() -> ApiError:
-    """The answer to a body beyond MAX_BODY_BYTES."""
-    message = f"the request is larger than {MAX_BODY_BYTES // 2**20} MiB; send smaller or fewer images"
-    return ApiError(413, message, code="request_too_large")
 
 
 def _is_secret(given: str, secret: str) -> bool:
