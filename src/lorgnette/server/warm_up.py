@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
+from jaxtyping import Float32
 from torch import Tensor
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.decode_pool import Pixels
 from lorgnette.features.feature_lru import FeatureLru
 from lorgnette.inference.continuous_batch import ContinuousBatch, DecodeRow
+from lorgnette.inference.kv_cache import CacheShape, KVCache
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.server.models import ModelSet, ServedModel
 from lorgnette.types import Encoded, Example, Image, ImageGrid, Turn
@@ -51,10 +53,11 @@ def warm_up(models: ModelSet, batch: ContinuousBatch, features: FeatureLru) -> l
         sampling = SamplingParams(_NUM_STEPS, temperature=1.0 if model.adapter is None else None)
         with _answer(batch, [DecodeRow(prompt, model.adapter, sampling)]):
             pass
+    without = _compute_masked_logits(models, prompt) if tuned else None
     return [
         f"{model.name}: this adapter changes nothing; on a test image its logits are those of the base model"
         for model in tuned
-        if torch.equal(logits[model.name], logits[base.name])
+        if without is not None and torch.equal(logits[model.name], without)
     ]
 
 
@@ -66,6 +69,18 @@ def build_prompt(model: ServedModel) -> tuple[Encoded, dict[ImageGrid, Pixels]]:
     turn = Turn("user", (Image(Path("test image")), model.prompt))
     prompt = processor.encode(Example("test image", (turn,), Path("test image"), 1), add_generation_prompt=True)
     return prompt, {grid: processor.image_processor.resize(image) for grid in prompt.grids}
+
+
+@torch.no_grad()
+def _compute_masked_logits(models: ModelSet, prompt: Encoded) -> Float32[Tensor, " V"]:
+    """The base model's first logits by the matrix products of the adapters: those of `use_adapter=False` are rounded
+    otherwise."""
+    decoder, device = models.generator.decoder, models.device
+    dtype, shape = decoder.embed_tokens.dtype, CacheShape(1, len(prompt.input_ids) + 1)
+    cache = KVCache.from_config(shape, decoder.config, device, dtype)
+    mask = torch.zeros(1, sum(models.adapter_ranks), dtype=dtype, device=device)
+    models.generator.prefill_rows(cache, [0], [prompt], use_adapter=True, rank_mask=mask)
+    return cache.logits[0]
 
 
 @contextmanager
