@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from lorgnette.server import metrics
 from lorgnette.server.api_errors import ApiError
 from lorgnette.server.chat import ChatEndpoint, find_model
 from lorgnette.server.guard import Guard, GuardSettings
@@ -37,11 +38,16 @@ def build_app(models: ModelSet, scheduler: Scheduler, encoder: PromptEncoder, se
         state = scheduler.state
         return JSONResponse({"status": "ok" if state == "ready" else state}, 200 if state == "ready" else 503)
 
+    async def get_metrics(_: Request) -> Response:
+        text = metrics.format_metrics(scheduler.stats(), scheduler.state)
+        return Response(text, headers={"content-type": metrics.CONTENT_TYPE})
+
     routes = [
         Route("/v1/chat/completions", ChatEndpoint(models, scheduler, encoder).__call__, methods=["POST"]),
         Route("/v1/models", list_models),
         Route("/v1/models/{name:path}", get_model),
         Route("/health", get_health),
+        Route("/metrics", get_metrics),
         *build_page_routes(models, has_api_key=bool(settings.api_key)),
     ]
     handlers: dict[Any, Any] = {
@@ -73,10 +79,16 @@ async def _answer_http_error(request: Request, error: HTTPException) -> Response
     """An unknown path or method."""
     url = f"{request.method} {request.url.path[:100]}"
     message = f"{url}: {error.detail}; POST /v1/chat/completions and GET /v1/models are served"
-    return ApiError(error.status_code, message, code="unknown_url", headers=error.headers).to_response()
+    code = "unknown_url" if error.status_code == 404 else None
+    return ApiError(error.status_code, message, code=code, headers=error.headers).to_response()
 
 
 async def _answer_defect(_: Request, error: Exception) -> Response:
     """Starlette raises it again, and the server prints its traceback."""
     message = f"the server has a defect: {type(error).__name__}"
     return ApiError(500, message, type="server_error").to_response()
+
+
+_HANDLERS: dict[Any, Any] = {
+    ApiError: _answer_api_error, HTTPException: _answer_http_error, Exception: _answer_defect,
+}  # fmt: skip

@@ -92,13 +92,12 @@ class ChatEndpoint:
 
     async def __call__(self, http: Request) -> Response:
         """Raises ApiError for what is refused, and for what fails before the answer begins."""
-        request = ChatRequest.parse(await http.body())
-        model = find_model(self._models, request.model)
         try:
-            answer = await self._start(http, request, model)
+            request = ChatRequest.parse(await http.body())
+            answer = await self._start(http, request, find_model(self._models, request.model))
+            return await (respond_in_stream if request.stream else respond)(http, answer)
         except ClientDisconnect:
             return Response(status_code=_GONE)
-        return await (respond_in_stream if request.stream else respond)(http, answer)
 
     async def _start(self, http: Request, request: ChatRequest, model: ServedModel) -> Answer:
         sampling = request.build_sampling(model.max_new_tokens)
@@ -123,15 +122,13 @@ class ChatEndpoint:
 
 
 async def respond(http: Request, answer: Answer) -> Response:
-    """The whole answer as one object. Raises ApiError where it fails."""
+    """The whole answer as one object. Raises ApiError where it fails, and ClientDisconnect."""
 
     async def collect() -> str:
         return "".join([piece async for piece in answer.iter_pieces()])
 
     try:
         text = await await_connected(http, collect())
-    except ClientDisconnect:
-        return Response(status_code=_GONE)
     finally:
         answer.tokens.cancel()
     message = {"role": "assistant", "content": text, "refusal": None}
@@ -142,15 +139,13 @@ async def respond(http: Request, answer: Answer) -> Response:
 async def respond_in_stream(http: Request, answer: Answer) -> Response:
     """The answer as events. It begins with the first text: a failure before it still has a status.
 
-    Raises ApiError for such a failure.
+    Raises ApiError for such a failure, and ClientDisconnect.
     """
     pieces = answer.iter_pieces()
     try:
         first = await await_connected(http, _read_next(pieces))
-    except BaseException as error:
+    except BaseException:
         answer.tokens.cancel()
-        if isinstance(error, ClientDisconnect):
-            return Response(status_code=_GONE)
         raise
     return _AnswerResponse(answer, iter_events(answer, first, pieces))
 

@@ -12,6 +12,10 @@ from lorgnette.inference.sampling import SamplingParams
 from lorgnette.server.api_errors import ApiError
 
 MAX_STOPS = 4
+MAX_MESSAGES = 256
+"""Of a request, and parts of a message."""
+_MIN_TEMPERATURE = 1e-5
+"""Below it the likeliest token is the only one; logits divided by less are infinite."""
 _NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "n": (1,), "best_of": (1,), "logprobs": (False,), "top_logprobs": (0,), "prompt_logprobs": (0,),
     "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
@@ -48,7 +52,7 @@ class ContentPart(_Loose):
 
 class Message(_Loose):
     role: str
-    content: str | list[ContentPart] | None = None
+    content: str | Annotated[list[ContentPart], Field(max_length=MAX_MESSAGES)] | None = None
 
 
 class StreamOptions(_Loose):
@@ -59,9 +63,9 @@ class ChatRequest(_Loose):
     """The body of `POST /v1/chat/completions`."""
 
     model: str
-    messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    max_tokens: int | None = Field(None, ge=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
+    max_tokens: int | None = Field(None, ge=1, lt=2**31)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
@@ -95,8 +99,9 @@ class ChatRequest(_Loose):
         """
         limit = self.max_completion_tokens or self.max_tokens or max_new_tokens
         seed = secrets.randbits(63) if self.seed is None else self.seed % 2**64
+        temperature = self.temperature if (self.temperature or 0) >= _MIN_TEMPERATURE else None
         top_p = 1.0 if self.top_p is None else self.top_p
-        return SamplingParams(limit, 1, self.temperature or None, top_p, seed)
+        return SamplingParams(limit, 1, temperature, top_p, seed)
 
 
 def _explain(error: ValidationError) -> ApiError:

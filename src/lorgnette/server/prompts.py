@@ -19,16 +19,17 @@ from lorgnette.data.formats import messages as message_format
 from lorgnette.data.row_location import RowLocation
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.decode_pool import Pixels
+from lorgnette.io.parse import shorten
 from lorgnette.processing.image_processor import ImageProcessor
 from lorgnette.processing.processor import OverlongError, Processor
 from lorgnette.server.api_errors import ApiError
-from lorgnette.server.chat_request import ContentPart, Message
+from lorgnette.server.chat_request import ContentPart, ImageUrl, Message
 from lorgnette.server.models import ServedModel
 from lorgnette.server.uploads import MAX_IMAGES, UploadStore, explain_upload
 from lorgnette.types import Encoded, Example, ImageGrid
 
-MAX_PENDING = 64
-"""Requests that wait for a thread, each with its body in memory."""
+MAX_PENDING, MAX_PENDING_CHARACTERS = 64, 2**28
+"""Requests that wait for a thread, and the characters of their texts and images: they are in memory."""
 MAX_CHARACTERS = 2**18
 """Of the texts of a request: far more than the tokens that an answer has room for."""
 MAX_PIXEL_BYTES = 64 * 2**20
@@ -50,7 +51,7 @@ class PromptEncoder:
     def __init__(self, uploads: UploadStore) -> None:
         self._uploads = uploads
         self._pool = ThreadPoolExecutor(2, "lorgnette prompts")
-        self._num_pending = 0
+        self._pending: list[int] = []
         self._pixels = PixelLru(MAX_PIXEL_BYTES)
         self._numbers: dict[ProcessorSettings, int] = {}
         self._lock = Lock()
@@ -60,15 +61,16 @@ class PromptEncoder:
     async def encode(self, model: ServedModel, messages: Sequence[Message]) -> Prompt:
         """The prompt, and the pixels of its images. Raises ApiError for messages that the model cannot be asked, and
         TooManyPromptsError."""
-        if self._num_pending >= MAX_PENDING:
-            raise TooManyPromptsError(f"{MAX_PENDING} requests wait to be read already")
+        size = sum(len(part.text or "") + len(_get_url(part) or "") for each in messages for part in _list_parts(each))
+        if self._pending and (len(self._pending) >= MAX_PENDING or sum(self._pending) + size > MAX_PENDING_CHARACTERS):
+            raise TooManyPromptsError("too many requests and images wait already")
         number = self._numbers.setdefault(model.processor.settings, len(self._numbers))
-        self._num_pending += 1
+        self._pending.append(size)
         try:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._pool, self._encode, model, number, messages)
         finally:
-            self._num_pending -= 1
+            self._pending.remove(size)
 
     def close(self) -> None:
         """End the threads, and delete the uploads."""
@@ -104,8 +106,7 @@ class PromptEncoder:
         for i, message in enumerate(messages):
             content: list[dict[str, str]] = []
             for j, part in enumerate(_list_parts(message)):
-                url = part.image_url if isinstance(part.image_url, str) else part.image_url and part.image_url.url
-                if url is None:
+                if (url := _get_url(part)) is None:
                     content.append({"type": "text", "text": part.text or ""})
                     continue
                 where = f"messages.{i}.content.{j}.image_url"
@@ -179,6 +180,13 @@ def _list_parts(message: Message) -> Sequence[ContentPart]:
     return [ContentPart(type="text", text=content)] if isinstance(content, str) else content or []
 
 
+def _get_url(part: ContentPart) -> str | None:
+    """None if it is a text."""
+    if part.type != "image_url":
+        return None
+    return part.image_url.url if isinstance(part.image_url, ImageUrl) else part.image_url
+
+
 def _count_characters(messages: Sequence[Message]) -> int:
     return sum(len(part.text or "") for message in messages for part in _list_parts(message))
 
@@ -188,7 +196,7 @@ def _check_messages(messages: Sequence[Message]) -> None:
     for i, message in enumerate(messages):
         where = f"messages.{i}"
         if message.role not in _ROLES:
-            text = f"the role {message.role!r} is not supported, only {', '.join(_ROLES)}"
+            text = f"the role {shorten(repr(message.role))} is not supported, only {', '.join(_ROLES)}"
             raise ApiError(400, text, param=f"{where}.role", code="unsupported_parameter")
         for key in ("tool_calls", "function_call", "audio"):
             if (message.model_extra or {}).get(key):
@@ -209,7 +217,7 @@ def _check_messages(messages: Sequence[Message]) -> None:
 
 def _check_part(part: ContentPart, where: str) -> None:
     if part.type not in ("text", "image_url"):
-        text = f"content of the type {part.type!r} is not supported, only 'text' and 'image_url'"
+        text = f"content of the type {shorten(repr(part.type))} is not supported, only 'text' and 'image_url'"
         raise ApiError(400, text, param=f"{where}.type", code="unsupported_parameter")
     if getattr(part, part.type) is None:
         raise ApiError(400, f"the content has no {part.type}", param=f"{where}.{part.type}")
