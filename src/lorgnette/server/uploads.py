@@ -59,7 +59,7 @@ class UploadStore:
         content = decode_data_url(data_url, where)
         image_format = require_format(content, where)
         path = self.folder / f"{model_number}" / f"{hashlib.sha256(content).hexdigest()}{SUFFIXES[image_format]}"
-        if self._use(path):
+        if self._has(path):
             return path
         new = self.folder / f"{threading.get_ident()}{SUFFIXES[image_format]}"
         try:
@@ -69,12 +69,12 @@ class UploadStore:
                 path.parent.mkdir(exist_ok=True)
                 new.replace(path)
                 self._sizes[path] = len(content)
+                self._move_to_end(path)
         except OSError as error:
             message = f"the image cannot be stored: {error.strerror or error}"
             raise ApiError(500, message, type="server_error") from error
         finally:
             new.unlink(missing_ok=True)
-        self._use(path)
         return path
 
     @contextmanager
@@ -96,20 +96,22 @@ class UploadStore:
             self._sizes.clear()
             self._temporary.cleanup()
 
-    def _use(self, path: Path) -> bool:
-        """Whether the file is there; it is then the last to leave."""
+    def _has(self, path: Path) -> bool:
         with self._lock:
-            if path not in self._sizes:
-                return False
-            self._sizes.move_to_end(path)
-            self._kept.get(threading.get_ident(), set()).add(path)
-            self._evict(but=path)
-            return True
+            if path in self._sizes:
+                self._move_to_end(path)
+            return path in self._sizes
 
-    def _evict(self, but: Path | None = None) -> None:
-        kept = {but}.union(*self._kept.values())
+    def _move_to_end(self, path: Path) -> None:
+        """Make it the last file to leave. Without `keep` around it, it may leave at the next call."""
+        self._sizes.move_to_end(path)
+        self._kept.get(threading.get_ident(), set()).add(path)
+        self._evict()
+
+    def _evict(self) -> None:
+        kept = set[Path]().union(*self._kept.values())
         excess = sum(self._sizes.values()) - self._max_bytes
-        for path in list(self._sizes):
+        for path in list(self._sizes)[:-1]:
             if excess <= 0:
                 return
             if path not in kept:
