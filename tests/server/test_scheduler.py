@@ -1,6 +1,7 @@
 """Requests join and leave on the device thread; whatever happens there, every stream ends and says how."""
 
 import asyncio
+import random
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -13,11 +14,21 @@ import numpy as np
 import pytest
 import torch
 
+from lorgnette.data import load_resized
+from lorgnette.engine.loading import load_fast_model
 from lorgnette.errors import LorgnetteError
+from lorgnette.features.decode_pool import Pixels
+from lorgnette.features.image_features import Features
 from lorgnette.inference.continuous_batch import DecodeRow
+from lorgnette.inference.decode import generate_answers
+from lorgnette.inference.generator import Generator
+from lorgnette.inference.loading import ModelSpec
 from lorgnette.inference.sampling import SamplingParams
+from lorgnette.lora.peft_files import SavedAdapter
+from lorgnette.report.console import Terminal
+from lorgnette.server.models import ModelSet, ServedModel, load_models
 from lorgnette.server.scheduler import GenerationError, QueueFullError, Scheduler, TokenStream
-from lorgnette.types import Encoded, Example
+from lorgnette.types import Encoded, Example, ImageGrid
 
 END = 99
 
@@ -387,5 +398,56 @@ def test_many_tasks_come_and_go() -> None:
             await wait_until(lambda: not scheduler.stats().running)
             assert not batch.rows
             assert sum(scheduler.stats().outcomes.values()) == 60
+
+    play(scene)
+
+
+def encode(models: ModelSet, name: str, example: Example) -> tuple[ServedModel, Encoded, dict[ImageGrid, Pixels]]:
+    model = models.find(name)
+    assert model is not None
+    prompt = model.processor.encode(example, add_generation_prompt=True)
+    resize = model.processor.image_processor.resize
+    return model, prompt, {grid: load_resized(grid.image.path, resize) for grid in prompt.grids}
+
+
+def test_answers_of_many_equal_those_generated_alone(
+    adapter_folders: dict[str, Path], conversations: list[Example]
+) -> None:
+    """Base model and two adapters, greedy and sampled, asked by eight tasks that come and go."""
+    specs = {name: ModelSpec.from_names(None, folder, Terminal()) for name, folder in adapter_folders.items()}
+    models = load_models(specs, "cpu")
+    samplings = [SamplingParams(8, 1, temperature, top_p=0.9, seed=3) for temperature in (None, 1.5)]
+    examples = {example.id: example for example in (conversations[0], conversations[2], conversations[4])}
+    work = [(name, id_, s) for name in (*specs, "base") for id_, s in zip(examples, [0, 1, 0], strict=True)]
+    expected = dict[tuple[str, str, int], str]()
+    for name, id_, number in work:
+        model = models.find(name)
+        assert model is not None
+        saved = SavedAdapter.load(adapter_folders[name]) if name in specs else None
+        features = Features(models.features._tower, model.processor.image_processor, is_live=False)
+        loaded = load_fast_model(specs["captions"].checkpoint, saved, features, torch.float32)
+        generator = Generator(loaded.decoder, features)
+        [answer] = generate_answers(
+            generator, model.processor, [examples[id_]], samplings[number], adapter=saved and name
+        )
+        expected[name, id_, number] = answer.text
+    assert len(set(expected.values())) > 6
+
+    async def scene() -> None:
+        scheduler = Scheduler.from_models(models)
+        assert scheduler.wait_until_ready() == []
+        random.Random(0).shuffle(work)
+
+        async def ask() -> None:
+            while work:
+                name, id_, number = work.pop()
+                model, prompt, pixels = encode(models, name, examples[id_])
+                stream = scheduler.submit(DecodeRow(prompt, model.adapter, samplings[number]), pixels)
+                assert model.processor.tokenizer.decode(await read(stream)) == expected[name, id_, number]
+                await asyncio.sleep(random.random() / 100)
+
+        await asyncio.gather(*(ask() for _ in range(5)))
+        assert scheduler.stats().outcomes.total() == len(expected)
+        scheduler.close()
 
     play(scene)
