@@ -9,6 +9,7 @@ import platform
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def format_date(text: object) -> str:
 
 def describe_making() -> str:
     """When a page is made, and by which version."""
-    return f"{format_date(datetime.now(UTC).isoformat())} by lorgnette {_read_version('lorgnette') or ''}".rstrip()
+    return f"{format_date(datetime.now(UTC).isoformat())} by lorgnette {read_version('lorgnette') or ''}".rstrip()
 
 
 def compute_sha256(path: Path) -> str:
@@ -89,10 +90,12 @@ def hash_image(path: Path) -> str:
 
 
 def _read_versions() -> dict[str, str | None]:
-    return {"python": platform.python_version()} | {name: _read_version(name) for name in PACKAGES}
+    return {"python": platform.python_version()} | {name: read_version(name) for name in PACKAGES}
 
 
-def _read_version(name: str) -> str | None:
+@cache
+def read_version(name: str) -> str | None:
+    """The version of an installed package."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -14,8 +14,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-import lorgnette
 from lorgnette.inference.continuous_batch import DecodeRow
+from lorgnette.report.manifest import read_version
 from lorgnette.server.api_errors import ApiError, format_event
 from lorgnette.server.chat_request import ChatRequest
 from lorgnette.server.models import ModelSet, ServedModel
@@ -26,6 +26,8 @@ from lorgnette.server.text_stream import TextStream
 T = TypeVar("T")
 PAUSE_SECONDS = 10.0
 """After so long without text a stream says that it is alive: proxies close silent connections."""
+RETRY_HEADERS = {"retry-after": "1"}
+"""In seconds: clients ask again by themselves."""
 _GONE = 499
 """The status that nginx gives a request whose client has gone; nobody reads it."""
 _STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -79,7 +81,7 @@ class Answer:
 
     def build_body(self, kind: str, choices: Sequence[Mapping[str, Any]], **keys: Any) -> dict[str, Any]:
         """An object of the API with these choices."""
-        fingerprint = f"lorgnette-{lorgnette.__version__}-{self.model.fingerprint}"
+        fingerprint = f"lorgnette-{read_version('lorgnette')}-{self.model.fingerprint}"
         head = {"id": self.id, "object": kind, "created": self.created, "model": self.request.model}
         return {**head, "system_fingerprint": fingerprint, "choices": choices, **keys}
 
@@ -106,8 +108,9 @@ class ChatEndpoint:
             self._check_room(len(prompt.input_ids), sampling.max_new_tokens)
             tokens = self._scheduler.submit(DecodeRow(prompt, model.adapter, sampling), pixels)
         except (QueueFullError, TooManyPromptsError) as error:
-            headers = {"retry-after": "1"}
-            raise ApiError(429, f"{error}", type="rate_limit_error", code="queue_full", headers=headers) from error
+            raise ApiError(
+                429, str(error), type="rate_limit_error", code="queue_full", headers=RETRY_HEADERS
+            ) from error
         except GenerationError as error:
             raise build_generation_error(error) from error
         return Answer(request, model, tokens, TextStream(model.processor, request.stop_texts), len(prompt.input_ids))
