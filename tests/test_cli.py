@@ -26,6 +26,7 @@ COMMANDS = {
     "train": "WORDS --resume --gpus",
     "predict": "SOURCE --adapter --model --prompt --both --images-from --image-column --caption-column --image-size"
     " --out --max-new-tokens --batch-size --temperature --top-p --seed --device",
+    "serve": "NAMED_MODELS --model --host --port --api-key --allow-host --cors --max-new-tokens --image-size --device",
     "evaluate": "MODEL_OR_RUN SOURCE --metrics --out --model --prompt --rows --images-from --image-column"
     " --caption-column --image-size --max-new-tokens --batch-size --device",
     "compare": "MODELS_AND_DATA --out --metrics --model --prompt --rows --images-from --image-column --caption-column"

@@ -47,6 +47,9 @@ IMAGE_SIZE_HELP = "native, train, or height and width in pixels (280x420); defau
 SETTINGS_HELP = "settings, as epochs=3 or --epochs 3; `lorgnette settings` lists them"
 WORDS_HELP = f"a recipe's name or file, a data file or folder, and {SETTINGS_HELP}"
 RUN_OR_MODEL_HELP = "a run, an adapter, `base`, a model, or a file of saved answers (.jsonl)"
+SERVED_HELP = (
+    "runs, adapters or a model; each under its run's name, or NAME. The base model is served with them, as `base`"
+)
 
 SplitBy = Literal["image", "tail"]
 OutputFormat = Literal["json", "csv", "llava", "llama-factory", "swift", "openai"]
@@ -260,6 +263,36 @@ def predict(
         data, adapter=adapter, model=model, prompt=prompt, both=both, images_from=images_from,
         image_column=image_column, caption_column=caption_column, image_size=image_size, out=out, device=device,
         **sampling,
+    )  # fmt: skip
+
+
+@app.command()
+def serve(
+    named_models: Annotated[list[str] | None, Argument(metavar="[NAME=]RUN_OR_MODEL...", help=SERVED_HELP)] = None,
+    model: BaseModel = None,
+    host: Annotated[str, Option(help="the address to answer on; another than this machine's own needs a key")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[
+        int | None, Option(min=0, max=65535, help="the port, 0 for any; default: 8787, or the next that is free")
+    ] = None,
+    api_key: Annotated[
+        str | None, Option(help="the key that clients need; better in the environment: LORGNETTE_API_KEY")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, Option(metavar="NAME", help="another name of this server, which clients use; repeatable")
+    ] = None,
+    cors: Annotated[
+        list[str] | None, Option(metavar="ORIGIN", help="let pages of this origin use the API; repeatable")
+    ] = None,
+    max_new_tokens: MaxNewTokens = None,
+    image_size: ImageSize = None,
+    device: Device = "auto",
+) -> None:
+    """Answer over HTTP, as OpenAI's API does and on a page: adapters beside their base model, until Ctrl-C."""
+    lorgnette.serve(
+        *named_models or (), model=model, host=host, port=port, api_key=api_key, allow_host=allow_host or (),
+        cors=cors or (), max_new_tokens=max_new_tokens, image_size=image_size, device=device,
     )  # fmt: skip
 
 

@@ -36,6 +36,11 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
         "lorgnette predict photos --adapter runs/captions --out answers.jsonl",
         "lorgnette predict photo.jpg --model demo --prompt 'What is it?'",
     ),
+    "serve": (
+        "lorgnette serve runs/captions",
+        "lorgnette serve cats=runs/captions dogs=runs/captions-2 --port 8080",
+        "LORGNETTE_API_KEY=secret lorgnette serve runs/captions --host 0.0.0.0 --allow-host 192.168.1.5",
+    ),
     "evaluate": (
         "lorgnette evaluate runs/captions more.csv",
         "lorgnette evaluate base more.csv --model demo --rows 100",

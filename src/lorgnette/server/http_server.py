@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import uvicorn
 
-from lorgnette.errors import LorgnetteError
+from lorgnette.errors import LorgnetteError, UsageError
 
 DEFAULT_PORT = 8787
 _NUM_PORTS = 100
@@ -26,8 +26,10 @@ def open_port(host: str, port: int | None = None) -> socket.socket:
     """A socket that is bound to a port of this machine, and does not listen yet.
 
     port: None takes the default one, or the next that is free; 0 any that is free. Raises LorgnetteError if the port is
-    taken, or if the host is no address of this machine.
+    taken or no port, or if the host is no address of this machine.
     """
+    if port is not None and not 0 <= port <= 65535:
+        raise UsageError("no port", where=f"port {port}", hint="a port is a number from 1 to 65535; 0 takes any")
     try:
         addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):  # a label of more than 63 characters is a UnicodeError
