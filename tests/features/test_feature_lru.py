@@ -126,6 +126,9 @@ def test_memory_that_is_short_keeps_what_there_was(image_processor: ImageProcess
     assert first in lru
     assert second not in lru
     assert lru.num_bytes == 32
+    lru.clear()
+    assert first not in lru
+    assert lru.num_bytes == 0
 
 
 def test_an_image_that_cannot_be_decoded_is_returned(image_processor: ImageProcessor, tmp_path: Path) -> None:

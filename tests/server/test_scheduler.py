@@ -31,6 +31,7 @@ from lorgnette.server.scheduler import GenerationError, QueueFullError, Schedule
 from lorgnette.types import Encoded, Example, ImageGrid
 
 END = 99
+FEATURES: Any = SimpleNamespace(encode=lambda pixels: None, clear=lambda: None, num_bytes=0)
 
 
 def make_row(*token_ids: int, max_new_tokens: int = 50) -> DecodeRow:
@@ -80,8 +81,7 @@ class StubBatch:
 
 @asynccontextmanager
 async def run(batch: StubBatch, **options: Any) -> AsyncIterator[Scheduler]:
-    features = SimpleNamespace(encode=lambda pixels: None, num_bytes=0)
-    scheduler = Scheduler(batch, features, [END], **options)  # type: ignore[arg-type]
+    scheduler = Scheduler(batch, FEATURES, [END], **options)  # type: ignore[arg-type]
     try:
         scheduler.wait_until_ready()
         yield scheduler
@@ -248,6 +248,37 @@ def test_rows_that_do_not_fit_together_wait_for_room() -> None:
     play(scene)
 
 
+def test_a_step_without_memory_ends_what_has_begun() -> None:
+    """Who has no token yet is asked again, unless nobody has one."""
+
+    async def scene() -> None:
+        batch = StubBatch(num_rows=2)
+        async with run(batch) as scheduler:
+
+            def run_out() -> None:
+                batch.on_step, batch.on_join = lambda: None, lambda rows: None
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+            batch.on_step = batch.gate.clear
+            first = scheduler.submit(make_row(*range(30)), {})
+            assert await anext(first) == [0]
+            second = scheduler.submit(make_row(1, 2), {})
+            batch.on_join = lambda rows: setattr(batch, "on_step", run_out)
+            batch.on_step = lambda: None
+            batch.gate.set()
+            assert await read(second) == [1, 2]
+            with pytest.raises(GenerationError, match="ask again") as info:
+                await read(first)
+            assert info.value.code == "out_of_memory"
+            batch.on_step = run_out
+            with pytest.raises(GenerationError):
+                await read(scheduler.submit(make_row(1, 2), {}))
+            assert await read(scheduler.submit(make_row(3), {})) == [3]
+            assert scheduler.state == "ready"
+
+    play(scene)
+
+
 @pytest.mark.parametrize("place", ["on_join", "on_step"])
 def test_an_exception_of_the_device_ends_all_streams(place: str) -> None:
     async def scene() -> None:
@@ -322,8 +353,7 @@ def test_nothing_is_answered_before_the_warm_up() -> None:
             may_end.wait(10)
             return ["a remark"]
 
-        features = SimpleNamespace(encode=lambda pixels: None, num_bytes=0)
-        scheduler = Scheduler(StubBatch(), features, [END], warm_up=warm_up)  # type: ignore[arg-type]
+        scheduler = Scheduler(StubBatch(), FEATURES, [END], warm_up=warm_up)  # type: ignore[arg-type]
         assert scheduler.state == "loading"
         with pytest.raises(GenerationError) as info:
             scheduler.submit(make_row(1), {})
@@ -345,8 +375,7 @@ def test_nothing_is_answered_before_the_warm_up() -> None:
     ],
 )
 def test_a_warm_up_that_fails_says_why(error: Exception, expected: type[Exception], message: str) -> None:
-    features = SimpleNamespace(encode=lambda pixels: None, num_bytes=0)
-    scheduler = Scheduler(StubBatch(), features, [END], warm_up=fail(error))  # type: ignore[arg-type]
+    scheduler = Scheduler(StubBatch(), FEATURES, [END], warm_up=fail(error))  # type: ignore[arg-type]
     with pytest.raises(expected, match=message):
         scheduler.wait_until_ready()
     assert scheduler.state == "lost"
@@ -357,8 +386,7 @@ def test_a_reader_that_is_gone_frees_its_row() -> None:
     """Its event loop has ended without a word."""
     batch = StubBatch(num_rows=1)
     batch.gate.clear()
-    features = SimpleNamespace(encode=lambda pixels: None, num_bytes=0)
-    scheduler = Scheduler(batch, features, [END])  # type: ignore[arg-type]
+    scheduler = Scheduler(batch, FEATURES, [END])  # type: ignore[arg-type]
     scheduler.wait_until_ready()
 
     async def leave() -> None:

@@ -70,6 +70,11 @@ class FeatureLru:
         """The features of the images, one after the other."""
         return torch.cat([self._features[grid] for grid in grids])
 
+    def clear(self) -> None:
+        """Free the memory of all features."""
+        self._features.clear()
+        self.num_bytes = 0
+
     def _evict(self, kept: Mapping[ImageGrid, Pixels]) -> None:
         while self.num_bytes > self._max_bytes and (oldest := next(iter(self._features))) not in kept:
             self.num_bytes -= self._features.pop(oldest).nbytes

@@ -100,8 +100,20 @@ def load_models(
     with explain_out_of_memory("free some memory, or use --device cpu"):
         decoder, ranks = load_decoder_with_adapters(first.checkpoint, adapters, device, dtype)
         tower = find_tower_class(first.checkpoint.family.model_type).from_checkpoint(first.checkpoint, device, dtype)
-        features = FeatureLru(tower, first.processor.image_processor)
+        features = FeatureLru(tower, first.processor.image_processor, _limit_feature_bytes(device))
     return ModelSet(models, portable_name(first.base_model), Generator(decoder, features), features, ranks)
+
+
+def _limit_feature_bytes(device: "torch.device") -> int:
+    """Of the memory that a GPU has left when the weights are loaded, a share; at most MAX_BYTES."""
+    import torch
+
+    from lorgnette.features.feature_lru import MAX_BYTES
+    from lorgnette.planning.limits import FEATURE_MEMORY_FRACTION
+
+    if device.type != "cuda":
+        return MAX_BYTES
+    return min(MAX_BYTES, int(FEATURE_MEMORY_FRACTION * torch.cuda.mem_get_info(device)[0]))
 
 
 def _check_names(specs: Mapping[str, ModelSpec]) -> None:

@@ -8,6 +8,7 @@ here; texts and stop strings are asyncio's work.
 """
 
 import asyncio
+import sys
 import threading
 import time
 from collections import defaultdict, deque
@@ -32,6 +33,8 @@ State = Literal["loading", "ready", "lost", "closed"]
 MAX_WAITING = 64
 MAX_STEP_SECONDS = 30.0
 """A GPU that takes longer for a step counts as lost."""
+_SWITCH_SECONDS = 0.0005
+"""How long the event loop may keep Python's lock from the device thread; Python's own 5 ms are a whole decode step."""
 _WATCH_SECONDS = 1.0
 _CLOSE_SECONDS = 10.0
 
@@ -155,6 +158,8 @@ class Scheduler:
         self._waiting: deque[_Request] = deque()
         self._running: dict[DecodeRow, _Request] = {}
         self._has_cancelled = False
+        self._switch_interval = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_SECONDS)
         self._thread = threading.Thread(target=self._run, name="lorgnette device", daemon=True)
         self._thread.start()
 
@@ -227,6 +232,7 @@ class Scheduler:
         """End all streams with an error, and the thread after its step."""
         self._fail_all("closed")
         self._thread.join(_CLOSE_SECONDS)
+        sys.setswitchinterval(self._switch_interval)
 
     def _explain_state(self) -> GenerationError:
         if self.state == "loading":
@@ -328,7 +334,7 @@ class Scheduler:
             waiting = {request.row: request for request in self._waiting}
         rows = self._batch.select(list(waiting))
         if not rows and not self._running:
-            self._batch.drop_idle_memory()
+            self._drop_idle_memory()
             rows = self._batch.select(list(waiting)) or list(waiting)[:1]
         with self._condition:
             requests = deque(waiting[row] for row in rows if waiting[row] in self._waiting)
@@ -347,7 +353,7 @@ class Scheduler:
                 for _ in group:
                     requests.popleft()
                 continue
-            self._batch.drop_idle_memory()
+            self._drop_idle_memory()
             if size > 1:
                 size = 1
             elif len(self._running) > len(requests):
@@ -382,9 +388,35 @@ class Scheduler:
             self._stats.outcomes["error"] += 1
             self._post([_News(request, (), GenerationError(message, code))])
 
+    def _fail_step(self) -> None:
+        """Memory is short in a decode step, after which no row can go on. Those without a token begin anew, unless all
+        are."""
+        requests = list(self._running.values())
+        for request in requests:
+            self._batch.leave(request.row)
+        self._is_short = False
+        failed = [request for request in requests if request.num_steps] or requests
+        self._put_back([request for request in requests if request not in failed])
+        for request in failed:
+            self._fail(request, "out of memory while the answer was generated; ask again", "out_of_memory")
+        self._drop_idle_memory()
+
+    def _drop_idle_memory(self) -> None:
+        self._features.clear()
+        self._batch.drop_idle_memory()
+
     def _step(self) -> None:
         """One token of every row."""
-        tokens, now = self._batch.step(), time.perf_counter()
+        try:
+            tokens = self._batch.step()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            tokens = None
+        if tokens is None:  # now that no traceback holds its tensors
+            self._fail_step()
+            return
+        now = time.perf_counter()
         news: list[_News] = []
         for row, token_id in tokens:
             request = self._running.get(row)
