@@ -1,18 +1,20 @@
 """Answers that join and leave at any step equal those generated alone."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lorgnette.config import ProcessorSettings, TargetModule
 from lorgnette.engine.loading import build_features, load_decoder_with_adapters, load_fast_model
-from lorgnette.inference.continuous_batch import ContinuousBatch, DecodeRow
+from lorgnette.inference.continuous_batch import MAX_JOIN_TOKENS, ContinuousBatch, DecodeRow
 from lorgnette.inference.decode import generate_tokens
 from lorgnette.inference.generator import Generator
+from lorgnette.inference.kv_cache import CacheShape, KVCache
 from lorgnette.inference.sampling import Sampler, SamplingParams
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.adapter_shape import AdapterShape
@@ -20,15 +22,39 @@ from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.processing.processor import Processor
 from lorgnette.types import Encoded, Example
 
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 CPU = torch.device("cpu")
 PROCESSOR = ProcessorSettings(image_size=None, image_tokens=(4, 30))
 ADAPTERS: list[tuple[tuple[TargetModule, ...], int, int]] = [
     (("q_proj", "v_proj", "up_proj"), 4, 8), (("q_proj", "o_proj", "down_proj"), 3, 3),
 ]  # fmt: skip
+"""Other modules, another rank and another scale each."""
+
+
+class Served:
+    """A tiny model with two adapters side by side, and with each of them alone."""
+
+    def __init__(
+        self, folder: Path, conversations: Sequence[Example], device: torch.device = CPU,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        self.checkpoint, processor = BaseCheckpoint.from_folder(folder), Processor.from_folder(folder, PROCESSOR)
+        self.prompts = [processor.encode(example, add_generation_prompt=True) for example in conversations]
+        features = build_features(self.checkpoint, processor.image_processor, device, dtype)
+        features.prepare(grid for prompt in self.prompts for grid in prompt.grids)
+        self.adapters = make_adapters(self.checkpoint)
+        decoder, self.ranks = load_decoder_with_adapters(self.checkpoint, self.adapters, device, dtype)
+        self.generator = Generator(decoder, features)
+        alone = [load_fast_model(self.checkpoint, adapter, features, dtype).decoder for adapter in self.adapters]
+        self.alone = [Generator(decoder, features) for decoder in alone]
+
+    def answer_alone(self, row: DecodeRow) -> list[int]:
+        generator, use_adapter = self.alone[row.adapter or 0], row.adapter is not None
+        sampler, limit = Sampler(row.sampling, [0], generator.device), row.sampling.max_new_tokens
+        return generate_tokens(generator, [row.prompt], sampler, limit, [], use_adapter=use_adapter)[0].tolist()
 
 
 def make_adapters(checkpoint: BaseCheckpoint) -> list[SavedAdapter]:
-    """Adapters that change answers, of other modules and other ranks."""
     generator, adapters = torch.Generator().manual_seed(3), []
     for number, (targets, rank, alpha) in enumerate(ADAPTERS):
         shape = AdapterShape(checkpoint.load_text_config(), targets, rank, alpha / rank)
@@ -38,63 +64,224 @@ def make_adapters(checkpoint: BaseCheckpoint) -> list[SavedAdapter]:
     return adapters
 
 
-class Family:
-    """A tiny model with two adapters side by side, and each of them alone."""
-
-    def __init__(self, folder: Path, conversations: Sequence[Example], device: torch.device, dtype: torch.dtype) -> None:
-        checkpoint, processor = BaseCheckpoint.from_folder(folder), Processor.from_folder(folder, PROCESSOR)
-        self.prompts = [processor.encode(example, add_generation_prompt=True) for example in conversations]
-        features = build_features(checkpoint, processor.image_processor, device, dtype)
-        features.prepare(grid for prompt in self.prompts for grid in prompt.grids)
-        adapters = make_adapters(checkpoint)
-        decoder, self.ranks = load_decoder_with_adapters(checkpoint, adapters, device, dtype)
-        self.generator = Generator(decoder, features)
-        self.alone = [Generator(load_fast_model(checkpoint, a, features, dtype).decoder, features) for a in adapters]
-
-    def answer_alone(self, row: DecodeRow) -> list[int]:
-        generator = self.alone[row.adapter or 0]
-        sampler, limit = Sampler(row.sampling, [0], generator.device), row.sampling.max_new_tokens
-        return generate_tokens(generator, [row.prompt], sampler, limit, [], use_adapter=row.adapter is not None)[0].tolist()
-
-
-def make_rows(prompts: Sequence[Encoded], count: int, adapters: Sequence[int | None], seed: int) -> list[DecodeRow]:
-    """Greedy and sampled answers of several lengths and models."""
+def make_rows(prompts: Sequence[Encoded], count: int, seed: int, *, longest: int = 9) -> list[DecodeRow]:
+    """Answers of several lengths, of the base model and both adapters, every third of which is sampled."""
     draw, rows = random.Random(seed), []
     for number in range(count):
-        sampling = SamplingParams(max_new_tokens=draw.randint(1, 24), seed=number)
+        sampling = SamplingParams(max_new_tokens=draw.randint(1, longest), seed=number)
         if number % 3 == 0:
             sampling = replace(sampling, temperature=draw.uniform(0.5, 2), top_p=draw.choice([0.8, 1.0]))
-        rows.append(DecodeRow(draw.choice(prompts), draw.choice(adapters), sampling))
+        rows.append(DecodeRow(draw.choice(prompts), draw.choice([None, 0, 1]), sampling))
     return rows
 
 
 def answer_together(batch: ContinuousBatch, rows: Sequence[DecodeRow], seed: int) -> dict[DecodeRow, list[int]]:
-    """The tokens of every row. Rows join at random steps, and leave with their last token."""
-    draw, waiting, tokens = random.Random(seed), list(rows), {row: list[int]() for row in rows}
-    arrived, is_done = list[DecodeRow](), False
-    while not is_done:
-        for _ in range(draw.choice([0, 0, 1, 5])):
-            arrived += waiting[:1]
-            del waiting[:1]
-        joining = batch.select(arrived)
+    """The tokens of every row. Rows arrive at random steps, and leave with their last token."""
+    draw, tokens = random.Random(seed), {row: list[int]() for row in rows}
+    coming, waiting, running = list(rows), list[DecodeRow](), set[DecodeRow]()
+    while coming or waiting or running:
+        for _ in range(draw.choice([0, 0, 1, 6])):
+            waiting += coming[:1]
+            del coming[:1]
+        joining = batch.select(waiting)
         batch.join(joining)
-        arrived = [row for row in arrived if row not in joining]
-        for row, token in batch.step():
+        running |= set(joining)
+        waiting = [row for row in waiting if row not in running]
+        step = batch.step()
+        assert {row for row, _ in step} == running
+        for row, token in step:
             tokens[row].append(token)
             if len(tokens[row]) == row.sampling.max_new_tokens:
                 batch.leave(row)
-        is_done = all(len(ids) == row.sampling.max_new_tokens for row, ids in tokens.items())
+                running.remove(row)
     assert batch.step() == []
     return tokens
 
 
-@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
-def test_rows_that_join_and_leave_get_the_tokens_of_rows_alone(
+@pytest.fixture(scope="module")
+def served(tiny: Path, conversations: list[Example]) -> Served:
+    return Served(tiny, conversations)
+
+
+@pytest.fixture(scope="module")
+def expected(served: Served) -> Mapping[DecodeRow, list[int]]:
+    return {row: served.answer_alone(row) for row in make_rows(served.prompts, 16, seed=1)}
+
+
+@pytest.fixture
+def shapes(monkeypatch: pytest.MonkeyPatch) -> list[CacheShape]:
+    """Those of the caches that are made."""
+    made, make = list[CacheShape](), KVCache.from_config
+
+    def record(shape: CacheShape, *arguments: Any) -> KVCache:
+        made.append(shape)
+        return make(shape, *arguments)
+
+    monkeypatch.setattr(KVCache, "from_config", record)
+    return made
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_5_vl", "qwen3_vl"])
+def test_every_family_answers_many_users_as_one(
     tiny_family: Callable[[str], Path], conversations: list[Example], model_type: str
 ) -> None:
-    family = Family(tiny_family(model_type), conversations, CPU, torch.float32)
-    rows = make_rows(family.prompts, 40, [None, 0, 1], seed=1)
-    batch = ContinuousBatch(family.generator, family.ranks)
-    answers = answer_together(batch, rows, seed=2)
-    for row, tokens in answers.items():
-        assert tokens == family.answer_alone(row)
+    served = Served(tiny_family(model_type), conversations)
+    rows = make_rows(served.prompts, 7, seed=1, longest=5)
+    answers = answer_together(ContinuousBatch(served.generator, served.ranks), rows, seed=2)
+    assert answers == {row: served.answer_alone(row) for row in rows}
+
+
+def test_rows_that_join_and_leave_get_the_tokens_of_rows_alone(
+    served: Served, expected: Mapping[DecodeRow, list[int]], shapes: list[CacheShape]
+) -> None:
+    rows = list(expected)
+    assert answer_together(ContinuousBatch(served.generator, served.ranks), rows, seed=2) == expected
+    assert {shape.num_rows for shape in shapes} >= {1, 2, 4, 8}  # they moved
+    # Negative controls: a mask of other ranks, and none.
+    wrong = ContinuousBatch(served.generator, served.ranks)
+    wrong.rank_masks[:2] = wrong.rank_masks[:2].flip(0)
+    answers = answer_together(wrong, rows, seed=2)
+    assert {row.adapter for row in rows if answers[row] != expected[row]} == {0, 1}
+    wrong.rank_masks.fill_(1)
+    answers = answer_together(wrong, rows, seed=3)
+    assert None in {row.adapter for row in rows if answers[row] != expected[row]}
+
+
+def test_rows_of_any_room_answer_together(
+    served: Served, expected: Mapping[DecodeRow, list[int]], shapes: list[CacheShape]
+) -> None:
+    rows = {row: row for row in list(expected)[:5]}
+    for long, limit in zip(list(expected)[5:8], (600, 5000, 500), strict=True):  # the first tokens of long answers
+        rows[DecodeRow(long.prompt, long.adapter, replace(long.sampling, max_new_tokens=limit))] = long
+    batch = ContinuousBatch(served.generator, served.ranks)
+    assert batch.select(list(rows)) == list(rows)
+    batch.join(list(rows))
+    assert sorted(shape.num_slots for shape in shapes) == [512, 2048, 8192]
+    tokens = {row: list[int]() for row in rows}
+    for _ in range(9):
+        for row, token in batch.step():
+            tokens[row].append(token)
+            if len(tokens[row]) == rows[row].sampling.max_new_tokens:
+                batch.leave(row)
+    assert tokens == {row: expected[short] for row, short in rows.items()}
+
+
+def test_one_adapter_alone_and_the_base_model_alone_need_no_mask(
+    served: Served, expected: Mapping[DecodeRow, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds, step = list[tuple[bool, bool]](), Generator.decode_step
+
+    def record(self: Generator, *arguments: Any, use_adapter: bool, rank_mask: Any) -> Any:
+        kinds.append((use_adapter, rank_mask is not None))
+        return step(self, *arguments, use_adapter=use_adapter, rank_mask=rank_mask)
+
+    def answer(generator: Generator, ranks: Sequence[int], *adapters: int | None) -> set[tuple[bool, bool]]:
+        long = [row for row in expected if len(expected[row]) > 1]
+        rows = [next(row for row in long if row.adapter == adapter) for adapter in adapters]
+        kinds.clear()
+        batch = ContinuousBatch(generator, ranks)
+        batch.join(rows)
+        assert batch.step() + batch.step() == [(row, expected[row][i]) for i in range(2) for row in rows]
+        return set(kinds)
+
+    monkeypatch.setattr(Generator, "decode_step", record)
+    assert answer(served.generator, served.ranks, None) == {(False, False)}
+    assert answer(served.generator, served.ranks, 1) == {(True, True)}
+    assert answer(served.alone[0], served.ranks[:1], 0) == {(True, False)}
+    assert answer(served.alone[0], served.ranks[:1], 0, None) == {(True, True)}
+
+
+def test_rows_wait_where_memory_is_short_and_those_that_run_go_on(
+    served: Served, expected: Mapping[DecodeRow, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, most = KVCache.from_config, 2
+
+    def refuse(shape: CacheShape, *arguments: Any) -> KVCache:
+        if shape.num_rows > most:
+            raise torch.OutOfMemoryError("short")
+        return make(shape, *arguments)
+
+    monkeypatch.setattr(KVCache, "from_config", refuse)
+    batch = ContinuousBatch(served.generator, served.ranks)
+    rows = list(expected)[:6]
+    assert batch.select(rows) == rows[:2]
+    assert answer_together(batch, rows, seed=2) == {row: expected[row] for row in rows}
+    # No memory at all: the row that asks gets the error, and the batch is as it was.
+    batch.drop_idle_memory()
+    most = 0
+    assert batch.select(rows) == rows[:1]
+    with pytest.raises(torch.OutOfMemoryError, match="1 more rows of 512 tokens"):
+        batch.join(rows[:1])
+    assert batch.step() == []
+    most = 32
+    batch.drop_idle_memory()
+    assert batch.select(rows) == rows
+
+
+def test_a_prefill_without_memory_leaves_the_batch_as_it_was(
+    served: Served, expected: Mapping[DecodeRow, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row for row in expected if len(expected[row]) > 3][:4]
+    batch, tokens = ContinuousBatch(served.generator, served.ranks), {row: list[int]() for row in rows}
+
+    def step() -> None:
+        for row, token in batch.step():
+            tokens[row].append(token)
+
+    batch.join(rows[:1])
+    step()
+    prefill = Generator.prefill_rows
+    with monkeypatch.context() as patch:
+
+        def run_out(self: Generator, *arguments: Any, **options: Any) -> None:
+            prefill(self, *arguments, **options)
+            raise torch.OutOfMemoryError("short")
+
+        patch.setattr(Generator, "prefill_rows", run_out)
+        with pytest.raises(torch.OutOfMemoryError, match="short"):
+            batch.join(rows[1:])
+    step()
+    assert [len(ids) for ids in tokens.values()] == [2, 0, 0, 0]
+    batch.join(rows[1:])
+    step()
+    assert tokens == {row: expected[row][: 3 if row is rows[0] else 1] for row in rows}
+
+
+def test_tokens_of_a_step_out_of_memory_are_decoded_by_the_next(
+    served: Served, expected: Mapping[DecodeRow, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = next(row for row in expected if len(expected[row]) > 3)
+    batch, tokens = ContinuousBatch(served.generator, served.ranks), list[int]()
+    batch.join([row])
+    tokens.append(batch.step()[0][1])
+    with monkeypatch.context() as patch:
+
+        def run_out(*_: Any, **__: Any) -> None:
+            raise torch.OutOfMemoryError("short")
+
+        patch.setattr(Generator, "decode_step", run_out)
+        with pytest.raises(torch.OutOfMemoryError):
+            batch.step()
+    tokens += [batch.step()[0][1], batch.step()[0][1]]
+    assert tokens == expected[row][:3]
+
+
+def test_newcomers_do_not_hold_up_those_who_are_answered(served: Served) -> None:
+    short = served.prompts[2]
+    long = replace(short, input_ids=short.input_ids.repeat(3000 // len(short.input_ids)))
+    sampling, batch = SamplingParams(max_new_tokens=4), ContinuousBatch(served.generator, served.ranks)
+    rows = [DecodeRow(long, None, sampling) for _ in range(4)]
+    assert batch.select(rows) == rows
+    batch.join([speaker := DecodeRow(short, None, sampling)])
+    assert batch.select(rows) == rows[:1]
+    assert 2 * len(long.input_ids) > MAX_JOIN_TOKENS
+    batch.leave(speaker)
+    assert batch.select(rows) == rows
+
+
+def test_a_full_room_lets_others_pass(served: Served) -> None:
+    prompt, batch = served.prompts[2], ContinuousBatch(served.generator, served.ranks)
+    large = [DecodeRow(prompt, None, SamplingParams(max_new_tokens=8000)) for _ in range(9)]
+    small = DecodeRow(prompt, None, SamplingParams(max_new_tokens=4))
+    assert batch.select([*large, small]) == [*large[:8], small]
+    assert batch.select([small, *large]) == [small, *large[:8]]

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from lorgnette.device import copy_to_device
@@ -58,24 +58,22 @@ class ContinuousBatch:
     """
 
     def __init__(self, generator: Generator, adapter_ranks: Sequence[int] = ()) -> None:
-        self._generator = generator
-        masks = _build_rank_masks(adapter_ranks)
-        self._rank_masks = torch.from_numpy(masks).to(generator.device, generator.decoder.embed_tokens.dtype)
-        self._pools = [_RowPool(generator, num_slots, self._rank_masks) for num_slots in SLOT_CLASSES]
+        self.generator = generator
+        masks = torch.from_numpy(_build_rank_masks(adapter_ranks))
+        self.rank_masks = masks.to(generator.device, generator.decoder.embed_tokens.dtype)
+        """Of every adapter; the last row is the base model's."""
+        self._pools = [_RowPool(self, num_slots) for num_slots in SLOT_CLASSES]
         self.max_tokens = SLOT_CLASSES[-1]
         """Room of the largest row: prompt and answer together."""
 
     def select(self, waiting: Sequence[DecodeRow]) -> list[DecodeRow]:
-        """The rows, from the front, that `join` can take now. Those with no free row are left out.
+        """The rows, from the front, that `join` can take now. One whose room is full lets others pass.
 
-        Rows of any number fit if no other is answered, or none does: then one is returned, and `join` raises.
+        If memory is too short for the first one and nothing runs, it is returned alone: `join` raises.
         """
         is_busy = any(pool.answers for pool in self._pools)
         budget = MAX_JOIN_TOKENS if is_busy else MAX_PREFILL_TOKENS
-        by_pool: dict[_RowPool, list[DecodeRow]] = {}
-        for row in waiting:
-            by_pool.setdefault(self._find_pool(row), []).append(row)
-        free = {pool: pool.reserve(len(rows)) for pool, rows in by_pool.items()}
+        free = {pool: pool.reserve(len(rows)) for pool, rows in self._group_by_pool(waiting).items()}
         selected = list[DecodeRow]()
         for row in waiting:
             pool, num_tokens = self._find_pool(row), len(row.prompt.input_ids)
@@ -93,9 +91,7 @@ class ContinuousBatch:
 
         Raises OutOfMemoryError and leaves the batch as it was.
         """
-        by_pool: dict[_RowPool, list[DecodeRow]] = {}
-        for row in rows:
-            by_pool.setdefault(self._find_pool(row), []).append(row)
+        by_pool = self._group_by_pool(rows)
         for pool, members in by_pool.items():
             if pool.reserve(len(members)) < len(members):
                 raise torch.OutOfMemoryError(f"no memory for {len(members)} more rows of {pool.num_slots} tokens")
@@ -109,16 +105,27 @@ class ContinuousBatch:
         pools = [pool for pool in self._pools if pool.answers]
         for pool in pools:
             pool.advance()
+        for pool in pools:
             pool.shrink()
             pool.pick_tokens()
-        if self._generator.device.type == "cuda":
-            for pool in pools:
-                pool.advance()
+        if self.generator.device.type == "cuda":
+            self._launch_next_step(pools)
         return [pair for pool in pools for pair in pool.read_tokens()]
 
     def leave(self, row: DecodeRow) -> None:
         """Free the row: its answer has ended, or nobody waits for it."""
         self._find_pool(row).remove(row)
+        if not any(pool.answers for pool in self._pools):
+            self._allow_growth()
+
+    @torch.no_grad()
+    def capture_steps(self) -> None:
+        """Capture every kind of decode step of the smallest rows, so that no user waits for it. No row has joined.
+
+        Nothing is captured on a CPU.
+        """
+        if self.generator.device.type == "cuda":
+            self._pools[0].capture_steps()
 
     def read_logits(self, row: DecodeRow) -> Float32[Tensor, " V"]:
         """The logits of the first token of a row that has joined since the last step."""
@@ -126,12 +133,39 @@ class ContinuousBatch:
 
     def drop_idle_memory(self) -> None:
         """Free the caches that hold no rows, with their graphs."""
+        self.drop_idle_caches()
+        self._allow_growth()
+
+    def drop_idle_caches(self) -> None:
+        """As `drop_idle_memory`; rows that no memory was found for still wait for others to leave."""
         for pool in self._pools:
             pool.drop_idle_caches()
         if not any(pool.has_graphs for pool in self._pools):
-            self._generator.drop_caches()
-        elif self._generator.device.type == "cuda":
+            self.generator.drop_caches()
+        elif self.generator.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _launch_next_step(self, pools: Sequence["_RowPool"]) -> None:
+        """Out of memory, the next `step` tries again: the tokens of this one are lost to nobody."""
+        has_launched = False
+        try:
+            for pool in pools:
+                pool.advance()
+            has_launched = True
+        except torch.OutOfMemoryError:
+            pass
+        if not has_launched:  # now that no traceback holds its tensors
+            self.drop_idle_caches()
+
+    def _allow_growth(self) -> None:
+        for pool in self._pools:
+            pool.allow_growth()
+
+    def _group_by_pool(self, rows: Sequence[DecodeRow]) -> dict["_RowPool", list[DecodeRow]]:
+        groups: dict[_RowPool, list[DecodeRow]] = {}
+        for row in rows:
+            groups.setdefault(self._find_pool(row), []).append(row)
+        return groups
 
     def _find_pool(self, row: DecodeRow) -> "_RowPool":
         """The pool with the smallest room for the row."""
@@ -160,13 +194,14 @@ class _RowPool:
     answers: by their row of the cache. Picked tokens are pending until `advance` decodes them.
     """
 
-    def __init__(self, generator: Generator, num_slots: int, rank_masks: Float[Tensor, "n r"]) -> None:
-        self._generator, self.num_slots, self._rank_masks = generator, num_slots, rank_masks
-        self._device, self._is_cuda = generator.device, generator.device.type == "cuda"
-        most = MAX_ROWS if num_slots < SLOT_CLASSES[-1] else MAX_ROWS_OF_LARGEST
-        counts = CUDA_ROW_COUNTS if self._is_cuda else CPU_ROW_COUNTS
-        self._row_counts = [count for count in counts if count <= most]
-        self.answers: dict[int, _Answer] = {}
+    def __init__(self, batch: ContinuousBatch, num_slots: int) -> None:
+        self.num_slots, self.answers = num_slots, dict[int, _Answer]()
+        self._generator, self._device, self._rank_masks = batch.generator, batch.generator.device, batch.rank_masks
+        self._num_adapters = len(batch.rank_masks) - 1
+        self._free_memory = batch.drop_idle_caches
+        self._is_cuda = self._device.type == "cuda"
+        self._row_counts = list_row_counts(num_slots, self._device)
+        self._most_rows = self._row_counts[-1]
         self._cache: KVCache | None = None
         self._idle: dict[int, KVCache] = {}
         self._has_changed = False
@@ -180,28 +215,48 @@ class _RowPool:
         caches = [*self._idle.values(), *([] if self._cache is None else [self._cache])]
         return any(graph is not None for cache in caches for graph in cache.graphs.values())
 
+    @property
+    def num_rows(self) -> int:
+        return 0 if self._cache is None else self._cache.shape.num_rows
+
     def reserve(self, num_new: int) -> int:
-        """The number of new rows, `num_new` at most, that are free. Takes a cache with more rows if there is one."""
-        wanted = min(len(self.answers) + num_new, self._row_counts[-1])
-        num_rows = 0 if self._cache is None else self._cache.shape.num_rows
-        larger = [count for count in self._row_counts if count > num_rows]
-        if num_rows < wanted:
-            fitting = next(count for count in larger if count >= wanted)
-            for count in reversed([count for count in larger if count <= fitting]):
-                if self._try_move(count):
-                    break
-        num_rows = 0 if self._cache is None else self._cache.shape.num_rows
-        return min(num_new, num_rows - len(self.answers))
+        """How many new rows can join, `num_new` at most. Moves into a cache with more rows if they need it.
+
+        Where no memory is found for one, its rows are not asked for again until `allow_growth`.
+        """
+        wanted = min(len(self.answers) + num_new, self._most_rows)
+        if wanted > self.num_rows:
+            fitting = next(count for count in self._row_counts if count >= wanted)
+            counts = (count for count in reversed(self._row_counts) if self.num_rows < count <= fitting)
+            any(map(self._try_move, counts))
+            if self.num_rows < fitting:
+                self._most_rows = self.num_rows
+        return min(num_new, self.num_rows - len(self.answers))
+
+    def allow_growth(self) -> None:
+        self._most_rows = self._row_counts[-1]
+
+    def capture_steps(self) -> None:
+        """Of every number of rows, ending in the smallest. The second step of a kind is captured."""
+        for num_rows in reversed(self._row_counts):
+            if not self._try_move(num_rows):
+                continue
+            assert self._cache is not None
+            kinds: list[tuple[bool, Tensor | None]] = [(False, None)]
+            kinds += [(True, self._cache.rank_mask)] if self._num_adapters else []
+            kinds += [(True, None)] if self._num_adapters == 1 else []
+            for use_adapter, mask in kinds * 2:
+                tokens = self._cache.input_ids.clone()
+                self._generator.decode_step(self._cache, tokens, use_adapter=use_adapter, rank_mask=mask)
 
     def prefill(self, rows: Sequence[DecodeRow]) -> list[_Answer]:
         """Write the prompts into free rows, which stay free until `add`."""
         self.advance()  # its logits would overwrite those of the prompts
         assert self._cache is not None
-        free = [i for i in range(self._cache.shape.num_rows) if i not in self.answers]
+        free = [i for i in range(self.num_rows) if i not in self.answers]
         answers = [_start_answer(row, index) for row, index in zip(rows, free, strict=False)]
         for adapter, members in _group_by_adapter(answers).items():
-            # The only adapter needs no mask.
-            mask = None if adapter is None or len(self._rank_masks) == 2 else self._rank_masks[adapter].unsqueeze(0)
+            mask = None if adapter is None or self._num_adapters == 1 else self._rank_masks[adapter].unsqueeze(0)
             self._generator.prefill_rows(
                 self._cache, [answer.index for answer in members], [answer.row.prompt for answer in members],
                 use_adapter=adapter is not None, rank_mask=mask,
@@ -222,12 +277,10 @@ class _RowPool:
 
     def shrink(self) -> None:
         """Move into a cache with fewer rows if few are left. No tokens are pending."""
-        assert self._cache is not None
-        num_rows = self._cache.shape.num_rows
-        # On CUDA with room for others: the next one would need the larger cache again.
+        # On CUDA into one that is there, and with room for as many again: the next row would need the larger one.
         needed = 2 * len(self.answers) if self._is_cuda else len(self.answers)
-        count = next(count for count in self._row_counts if count >= min(needed, num_rows))
-        if count < num_rows and (count in self._idle or not self._is_cuda):
+        count = next(count for count in self._row_counts if count >= min(needed, self.num_rows))
+        if count < self.num_rows and (count in self._idle or not self._is_cuda):
             self._try_move(count)
 
     def pick_tokens(self) -> None:
@@ -251,17 +304,17 @@ class _RowPool:
             self._is_copied.record()
 
     def advance(self) -> None:
-        """Decode the pending tokens of the rows that are still there, if any."""
-        tokens, self._pending = self._pending, None
-        if tokens is None or not self.answers:
+        """Decode the pending tokens of the rows that are still there, if any. Out of memory, they stay pending."""
+        if self._pending is None or not self.answers:
+            self._pending = None
             return
         assert self._cache is not None
         self._upload_changes()
         adapters = {answer.row.adapter for answer in self.answers.values()}
-        is_plain = adapters == {None} or (len(adapters) == 1 and len(self._rank_masks) == 2)
-        self._generator.decode_step(
-            self._cache, tokens, use_adapter=adapters != {None}, rank_mask=None if is_plain else self._cache.rank_mask
-        )
+        needs_mask = adapters != {None} and (len(adapters) > 1 or self._num_adapters > 1)
+        mask = self._cache.rank_mask if needs_mask else None
+        self._generator.decode_step(self._cache, self._pending, use_adapter=adapters != {None}, rank_mask=mask)
+        self._pending = None
         for answer in self.answers.values():
             answer.length += 1
             answer.position += 1
@@ -275,6 +328,7 @@ class _RowPool:
         return ((answer.row, tokens[index]) for index, answer in self.answers.items())
 
     def drop_idle_caches(self) -> None:
+        """The current one too, if it has no rows."""
         self._idle.clear()
         if not self.answers:
             self._cache = self._pending = self._draws = None
@@ -289,15 +343,14 @@ class _RowPool:
         assert self._cache is not None
         self._has_changed = False
         state = np.zeros(self._cache.state.shape, np.int32)
-        masks = np.full(self._cache.shape.num_rows, len(self._rank_masks) - 1, np.int32)
+        masks = np.full(self._cache.shape.num_rows, self._num_adapters, np.int32)
         for index, answer in self.answers.items():
             state[:, index] = answer.length, answer.position, 1
             if answer.row.adapter is not None:
                 masks[index] = answer.row.adapter
         self._cache.state.copy_(copy_to_device(state, self._device))
-        if self._cache.rank_mask is not None:
-            indices = copy_to_device(masks, self._device)
-            torch.index_select(self._rank_masks, 0, indices, out=self._cache.rank_mask)
+        assert self._cache.rank_mask is not None
+        torch.index_select(self._rank_masks, 0, copy_to_device(masks, self._device), out=self._cache.rank_mask)
         drawing = [answer for answer in self.answers.values() if len(answer.uniforms)]
         self._draws = None
         if drawing:
@@ -307,35 +360,40 @@ class _RowPool:
             self._draws = _Draws(rows, settings[:, :1], settings[:, 1:], drawing)
 
     def _try_move(self, num_rows: int) -> bool:
-        """Move all rows into a cache with this many, which is an idle one or new. False if memory is short."""
+        """Move all rows into a cache with this many, which is an idle one or new. False if memory is short.
+
+        On CUDA the old cache stays, with its graphs.
+        """
         self.advance()
-        cache = self._idle.pop(num_rows, None)
+        cache = self._idle.pop(num_rows, None) or self._try_allocate(num_rows)
         if cache is None:
-            try:
-                cache = self._allocate_cache(num_rows)
-            except torch.OutOfMemoryError:
-                return False
+            self._free_memory()
+            cache = self._try_allocate(num_rows)
+        if cache is None:
+            return False
         old, answers = self._cache, list(self.answers.values())
         if old is not None and answers:
             indices = copy_to_device(np.array([answer.index for answer in answers]), self._device)
             longest = max(answer.length for answer in answers)
-            for source, target in zip([*old.layers], cache.layers, strict=True):
+            for source, target in zip(old.layers, cache.layers, strict=True):
                 target[: len(answers), :longest].copy_(source[:, :longest].index_select(0, indices))
             cache.logits[: len(answers)].copy_(old.logits.index_select(0, indices))
             for index, answer in enumerate(answers):
                 answer.index = index
             self.answers = dict(enumerate(answers))
         if old is not None and self._is_cuda:
-            self._idle[old.shape.num_rows] = old
+            self._idle[self.num_rows] = old
         self._cache, self._has_changed = cache, True
         return True
 
-    def _allocate_cache(self, num_rows: int) -> KVCache:
-        decoder, shape = self._generator.decoder, CacheShape(num_rows, self.num_slots)
-        cache = KVCache.from_config(shape, decoder.config, self._device, self._rank_masks.dtype)
+    def _try_allocate(self, num_rows: int) -> KVCache | None:
+        config, shape = self._generator.decoder.config, CacheShape(num_rows, self.num_slots)
+        try:
+            cache = KVCache.from_config(shape, config, self._device, self._rank_masks.dtype)
+        except torch.OutOfMemoryError:
+            return None
         cache.num_active_rows = num_rows
-        if self._rank_masks.shape[1]:
-            cache.rank_mask = self._rank_masks.new_zeros(num_rows, self._rank_masks.shape[1])
+        cache.rank_mask = self._rank_masks.new_zeros(num_rows, self._rank_masks.shape[1])
         return cache
 
 
@@ -350,6 +408,12 @@ class _Draws(NamedTuple):
     def list_uniforms(self) -> Float32[np.ndarray, " n"]:
         """The random number of every row's next token."""
         return np.array([answer.uniforms[min(answer.num_tokens, len(answer.uniforms) - 1)] for answer in self.answers])
+
+
+def list_row_counts(num_slots: int, device: torch.device) -> list[int]:
+    """The numbers of rows that a cache of this room may have, ascending."""
+    most = MAX_ROWS if num_slots < SLOT_CLASSES[-1] else MAX_ROWS_OF_LARGEST
+    return [count for count in (CUDA_ROW_COUNTS if device.type == "cuda" else CPU_ROW_COUNTS) if count <= most]
 
 
 def _start_answer(row: DecodeRow, index: int) -> _Answer:

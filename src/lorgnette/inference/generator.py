@@ -178,16 +178,17 @@ class Generator:
         cache.logits.index_copy_(0, row_indices, logits)
 
     def _run_decode_step(self, cache: KVCache, use_adapter: bool, rank_mask: Tensor | None) -> None:
-        """From `cache.input_ids` to `cache.logits`. Reads no value on the host, so that it can be captured."""
+        """From `cache.input_ids` to `cache.logits`. On a GPU the host reads no value, so that it can be captured."""
         decoder, config = self.decoder, self.decoder.config
         q_width = config.num_heads * config.head_dim
         # A row that is full writes into its last slot again, and not into the next row.
         slots_in_row = cache.lengths.clamp(max=cache.shape.num_slots - 1)
         new_slots, num_keys = cache.row_offsets + slots_in_row, slots_in_row + 1
+        longest = int(num_keys.max()) if self.device.type == "cpu" else cache.shape.num_slots
 
         def attention(layer: int, qkv: Float[Tensor, "B _"], _: Tensor, out: Float[Tensor, "B _"]) -> None:
             cache.view_slots(layer).index_copy_(0, new_slots, qkv[:, q_width:].view(len(qkv), -1, config.head_dim))
-            decode_attention(qkv[:, :q_width], cache.layers[layer], num_keys, out)
+            decode_attention(qkv[:, :q_width], cache.layers[layer][:, :longest], num_keys, out)
 
         x = decoder.embed_tokens.index_select(0, cache.input_ids)
         position_ids = cache.position_ids.expand(3, -1)

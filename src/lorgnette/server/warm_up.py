@@ -34,6 +34,7 @@ def warm_up(models: ModelSet, batch: ContinuousBatch, features: FeatureLru) -> l
     Raises LorgnetteError if a model computes what is no number.
     """
     *tuned, base = models.models
+    batch.capture_steps()
     prompt, pixels = build_prompt(base)
     features.encode(pixels)
     logits: dict[str, Tensor] = {}
