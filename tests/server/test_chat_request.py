@@ -95,3 +95,10 @@ def test_a_body_that_is_no_request(body: bytes) -> None:
         ChatRequest.parse(body)
     assert (caught.value.status, caught.value.type, caught.value.code) == (400, "invalid_request_error", None)
     assert len(caught.value.message) < 300
+
+
+def test_a_request_of_endless_values_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """32 MiB of small values would hold the event loop for seconds. The longest text passes, also if it is commas."""
+    assert parse(messages=[{"role": "user", "content": "," * 2**18}]).messages
+    monkeypatch.setattr(ChatRequest, "model_validate_json", lambda _: pytest.fail("parsed"))
+    assert "more than 300,000 values" in catch_refusal(x=[1] * 300_100).message

@@ -14,6 +14,8 @@ from lorgnette.server.api_errors import ApiError
 MAX_STOPS = 4
 MAX_MESSAGES = 256
 """Of a request, and parts of a message."""
+_MAX_COMMAS = 300_000
+"""Of a body: each value beyond the first has one. More than its texts may have; 32 MiB of values would take seconds."""
 _MIN_TEMPERATURE = 1e-5
 """Below it the likeliest token is the only one; logits divided by less are infinite."""
 _NO_EFFECT: dict[str, tuple[Any, ...]] = {
@@ -76,6 +78,8 @@ class ChatRequest(_Loose):
     @classmethod
     def parse(cls, body: bytes) -> Self:
         """Raises ApiError for what is no request, and for what is not supported."""
+        if body.count(b",") > _MAX_COMMAS:
+            raise ApiError(400, f"the request has more than {_MAX_COMMAS:,} values")
         try:
             request = cls.model_validate_json(body)
         except ValidationError as error:
