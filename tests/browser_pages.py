@@ -85,33 +85,38 @@ def opened(browser: Any) -> Callable[..., Opened]:
     return partial(Opened, browser)
 
 
+def check_look(page: Opened) -> None:
+    """On a wide screen and two narrow ones, light and dark: nothing to scroll sideways, no complaint, every image
+    shown, every text readable, headings in order, headers with a scope."""
+    papers = set()
+    page.view.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    page.view.evaluate("for (const image of document.images) image.loading = 'eager'")
+    page.view.evaluate("Promise.all([...document.images].map(image => image.decode()))")
+    levels = page.view.evaluate(HEADINGS)
+    assert levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in pairwise(levels)), levels
+    assert page.view.locator("th:not([scope])").count() == 0
+    for width in (1200, 390, 320):
+        page.view.set_viewport_size({"width": width, "height": 900})
+        assert page.view.evaluate("innerWidth") == width
+        assert page.view.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.view.evaluate(UNREACHABLE) == []
+        for scheme in ("light", "dark"):
+            page.view.emulate_media(color_scheme=scheme)
+            assert page.view.evaluate(LOW_CONTRAST) == []
+            papers.add(page.paper())
+    assert page.complaints == []
+    assert len(papers) == 2
+
+
 @pytest.fixture
 def is_fit_to_look_at(opened: Callable[..., Opened]) -> Callable[[Path], None]:
-    """A page on a wide screen and two narrow ones, light and dark: nothing to scroll sideways, nothing asked for, no
-    complaint, every image shown, every text readable, headings in order, headers with a scope. It is loaded once: its
-    styles follow the window and the scheme, and no script of ours reads them."""
+    """`check_look` of a file that makes no request. It is loaded once: its styles follow the window and the scheme, and
+    no script of ours reads them."""
 
     def look(path: Path) -> None:
-        papers = set()
         with opened(path, color_scheme="light") as page:
-            page.view.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
-            page.view.evaluate("for (const image of document.images) image.loading = 'eager'")
-            page.view.evaluate("Promise.all([...document.images].map(image => image.decode()))")
-            levels = page.view.evaluate(HEADINGS)
-            assert levels.count(1) == 1
-            assert all(b <= a + 1 for a, b in pairwise(levels)), levels
-            assert page.view.locator("th:not([scope])").count() == 0
-            for width in (1200, 390, 320):
-                page.view.set_viewport_size({"width": width, "height": 900})
-                assert page.view.evaluate("innerWidth") == width
-                assert page.view.evaluate("document.documentElement.scrollWidth") <= width
-                assert page.view.evaluate(UNREACHABLE) == []
-                for scheme in ("light", "dark"):
-                    page.view.emulate_media(color_scheme=scheme)
-                    assert page.view.evaluate(LOW_CONTRAST) == []
-                    papers.add(page.paper())
-            assert page.complaints == []
+            check_look(page)
             assert len([url for url in page.requests if not url.startswith("data:")]) == 1
-        assert len(papers) == 2
 
     return look

@@ -86,8 +86,9 @@ def _build_title(adapters: Sequence[str]) -> str:
 def _summarize(base_name: str, models: "Sequence[ServedModel]") -> str:
     """The base model, the size of images if all models have the same, and how answers are chosen."""
     sizes = {model.processor.settings.image_size for model in models}
-    size = sizes.pop() if len(sizes) == 1 else None
-    return " · ".join(filter(None, [base_name, f"{size[1]}\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}{size[0]}" if size else "", "greedy"]))
+    (size, *others) = sizes
+    parts = [base_name, f"{size[1]} × {size[0]}" if size and not others else "", "greedy"]
+    return " · ".join(part for part in parts if part).replace(" × ", "\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}")
 
 
 def _build_static_route(name: str, content: bytes, media_type: str) -> Route:

@@ -1,0 +1,446 @@
+"""The page in a real browser, on a server whose scheduler says what a test wants; and on the built-in model."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from html import unescape
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from browser_pages import check_look
+
+from lorgnette.server.page import MAX_IMAGE_BYTES, read_static_files, render_page
+
+BASE_TEXT = "The image shows a small red car to the left of a big green tree."
+TUNED_TEXT = "A small red car to the left of a big green tree."
+ODD_PROMPT = "Say `id` \"$HOME\" 'x' \\n {y}\nNew line: é 新 🎈"
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photos") / "it's a $photo.png"
+    noise = np.random.default_rng(0).integers(0, 255, (36, 48, 3), dtype=np.uint8)
+    PIL.Image.fromarray(noise).save(path)
+    return path
+
+
+class Asking:
+    """The page, with what a person does on it."""
+
+    def __init__(self, page: Any) -> None:
+        self.page, self.view = page, page.view
+        self.prompt = self.view.get_by_label("Prompt")
+
+    def choose(self, path: Path) -> None:
+        self.view.set_input_files("#file", str(path))
+        self.view.locator("#image").wait_for()
+
+    def give(self, event: str, name: str, media_type: str, content: bytes) -> None:
+        """Drop or paste a file."""
+        self.view.evaluate(
+            """([event, name, type, bytes]) => {
+              const files = new DataTransfer(), options = {bubbles: true, cancelable: true};
+              files.items.add(new File([new Uint8Array(bytes)], name, {type}));
+              document.body.dispatchEvent(event === "paste"
+                ? new ClipboardEvent(event, {...options, clipboardData: files})
+                : new DragEvent(event, {...options, dataTransfer: files}));
+            }""",
+            [event, name, media_type, list(content)],
+        )
+
+    def card(self, name: str) -> Any:
+        return self.view.locator(f".answer[data-model='{name}']")
+
+    def wait(self, state: str, num_cards: int = 2) -> None:
+        self.view.locator(f".answer:visible[data-state={state}]").nth(num_cards - 1).wait_for()
+
+    def wait_for_words(self) -> None:
+        """Both answers have begun."""
+        self.view.locator(".progress:visible", has_text=re.compile(r"[1-9] words?$")).nth(1).wait_for()
+
+    def text(self, name: str) -> str:
+        return str(self.card(name).locator(".text").text_content())
+
+    def facts(self, name: str) -> str:
+        return str(self.card(name).locator(".progress").text_content())
+
+    def problem(self) -> str:
+        """The first problem that is shown."""
+        shown = self.view.locator(".problem:visible").first
+        shown.wait_for()
+        return str(shown.text_content())
+
+    def announced(self) -> list[str]:
+        return list(self.view.get_by_role("status").locator("p").all_text_contents())
+
+
+@pytest.fixture
+def open_page(opened: Callable[..., Any]) -> Callable[..., Any]:
+    """open_page(server, **window) → Asking, at the end without a complaint or a request outside the server."""
+
+    @contextmanager
+    def start(server: Any, *, complaints: int = 0, **window: Any) -> Iterator[Asking]:
+        with opened(server.page, **window) as page:
+            yield Asking(page)
+            assert len(page.complaints) == complaints, page.complaints
+            strangers = [
+                url for url in page.requests if not url.startswith((f"{server.root}/", f"blob:{server.root}/"))
+            ]
+            assert strangers == []
+
+    return start
+
+
+def test_both_answers_stream_beside_each_other(open_page: Callable[..., Any], fake_server: Any, photo: Path) -> None:
+    fake_server.scheduler.step_seconds = 0.5
+    with open_page(fake_server) as page:
+        assert page.prompt.input_value() == "COCO Yes:"
+        assert page.view.title() == "captions and cats/v2:best, beside their base · served models · lorgnette"
+        page.choose(photo)
+        page.view.keyboard.press("Enter")  # the prompt has the focus
+        page.wait_for_words()
+        assert page.view.get_by_role("button", name="Stop").is_visible()
+        assert page.card("base").get_attribute("aria-busy") == "true"
+        assert page.announced() == []  # while it comes, a screen reader says nothing
+        assert [page.text("base") in BASE_TEXT[:-1], page.text("captions") in TUNED_TEXT[:-1]] == [True, True]
+        fake_server.scheduler.step_seconds = 0.0
+        page.wait("done")
+        assert (page.text("base"), page.text("captions")) == (BASE_TEXT, TUNED_TEXT)
+        assert re.fullmatch(r"\d\.\d s · 15 words · ✓ done", page.facts("base"))
+        assert page.card("base").get_attribute("aria-busy") == "false"
+        assert not page.view.get_by_role("button", name="Stop").is_visible()
+        assert [text.partition(": ")[0] for text in sorted(page.announced())] == ["Untuned", "captions"]
+        assert sum(TUNED_TEXT in text for text in page.announced()) == 1
+    first, second = fake_server.scheduler.rows
+    assert {first.adapter, second.adapter} == {None, 0}
+    assert first.prompt.input_ids.tolist() == second.prompt.input_ids.tolist()
+    assert first.sampling.temperature is None
+
+
+def test_images_are_dropped_pasted_chosen_and_photographed(
+    open_page: Callable[..., Any], fake_server: Any, photo: Path
+) -> None:
+    with open_page(fake_server, has_touch=True, is_mobile=True) as phone:
+        assert phone.view.get_by_text("Take a photo").is_visible()
+        assert phone.view.locator("#camera").get_attribute("capture") == "environment"
+        assert not phone.view.get_by_text("Drop an image").is_visible()
+        phone.view.set_input_files("#camera", str(photo))
+        phone.view.get_by_role("img", name=photo.name).wait_for()
+    with open_page(fake_server) as page:
+        assert not page.view.get_by_text("Take a photo").is_visible()
+        for event, name in (("drop", "a.png"), ("paste", "b.png")):
+            page.give(event, name, "image/png", photo.read_bytes())
+            page.view.get_by_role("img", name=name).wait_for()
+            assert page.view.locator("#file-facts").text_content() == f"{name} · 48 × 36"
+            page.view.get_by_role("button", name="Ask").click()
+            page.wait("done")
+        page.choose(photo)
+        assert (page.text("base"), page.facts("base")) == ("", "")  # they are of another image
+        page.view.get_by_role("button", name="Ask").click()
+        page.wait("done")
+    images = [{grid.image.path.name for grid in pixels} for pixels in fake_server.scheduler.pixels]
+    assert len(images) == 6
+    assert all(names == images[0] for names in images)  # the bytes of the file, however they came
+
+
+def test_what_is_no_image_is_said_in_words(open_page: Callable[..., Any], fake_server: Any, photo: Path) -> None:
+    with open_page(fake_server) as page:
+        page.view.keyboard.press("Enter")
+        assert page.problem().startswith("There is no image yet")
+        assert page.announced() == [page.problem()]
+        page.give("drop", "notes.txt", "text/plain", b"notes")
+        page.view.get_by_text("notes.txt is no image.").first.wait_for()
+        page.give("drop", "torn.png", "image/png", photo.read_bytes()[:40])
+        page.view.get_by_text("torn.png cannot be shown").first.wait_for()
+        page.view.evaluate(
+            """bytes => { const files = new DataTransfer();
+              files.items.add(new File([new Uint8Array(bytes)], "large.png", {type: "image/png"}));
+              dispatchEvent(new DragEvent("drop", {dataTransfer: files})); }""",
+            MAX_IMAGE_BYTES + 1,
+        )
+        page.view.get_by_text("large.png has 23 MiB; at most 23 can be sent").first.wait_for()
+        page.choose(photo)
+        assert page.view.locator(".problem:visible").count() == 0
+    assert fake_server.scheduler.rows == []
+
+
+def test_escape_and_the_button_stop(open_page: Callable[..., Any], fake_server: Any, photo: Path) -> None:
+    fake_server.scheduler.step_seconds = 0.5
+    with open_page(fake_server) as page:
+        page.choose(photo)
+        for stop in (
+            lambda: page.view.keyboard.press("Escape"),
+            lambda: page.view.get_by_role("button", name="Stop").click(),
+        ):
+            page.view.keyboard.press("Enter")
+            page.wait_for_words()
+            stop()
+            page.wait("stopped")
+            assert page.facts("base").endswith("stopped")
+            assert BASE_TEXT.startswith(page.text("base"))
+            assert page.view.evaluate("document.activeElement.id") == "prompt"
+        page.view.keyboard.press("Enter")
+        page.wait_for_words()
+        fake_server.scheduler.step_seconds = 0.0
+        page.view.keyboard.press("Enter")  # anew: only the last question's answers are shown
+        page.wait("done")
+        assert (page.text("base"), page.text("captions")) == (BASE_TEXT, TUNED_TEXT)
+    assert len(fake_server.scheduler.rows) == 8
+    deadline = time.monotonic() + 20
+    while len(fake_server.scheduler.cancelled) < 6 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert set(fake_server.scheduler.cancelled) == set(fake_server.scheduler.rows[:6])
+
+
+def test_errors_are_shown_in_words(open_page: Callable[..., Any], fake_server: Any, photo: Path) -> None:
+    scheduler = fake_server.scheduler
+    with open_page(fake_server, complaints=5) as page:  # the browser's own lines about failed requests
+        page.choose(photo)
+        scheduler.num_refusals = 1
+        page.view.keyboard.press("Enter")
+        page.wait("failed", 1)
+        assert "64 requests wait already" in page.problem()
+        page.wait("done", 1)  # the other answer comes all the same
+        scheduler.fails_after = 3
+        page.view.keyboard.press("Enter")
+        page.wait("failed")
+        assert page.problem() == "The device is lost: test."
+        assert 0 < len(page.text("base")) < len(BASE_TEXT)
+        scheduler.reset()
+        urls = "**/v1/chat/completions"
+        for answer, said in (
+            (lambda route: route.abort(), "The server does not answer. Start it again"),
+            (lambda route: route.fulfill(status=401, json={"error": {"message": "no"}}), "Open the address"),
+        ):
+            page.view.route(urls, answer)
+            page.view.keyboard.press("Enter")
+            page.wait("failed")
+            assert said in page.problem()
+            page.view.unroute(urls)
+        page.view.route(urls, lambda route: route.fulfill(content_type="text/event-stream", body='data: {"cho'))
+        page.view.keyboard.press("Enter")
+        page.wait("failed")
+        assert page.problem().startswith("The answer broke off: the server has gone.")
+        assert any(page.problem() in text for text in page.announced())
+
+
+def run_example(page: Asking, name: str, folder: Path) -> str:
+    """What the page's example prints, copied by its button and run in the folder of the image."""
+    region = page.view.locator(".example", has=page.view.get_by_role("heading", name=name, exact=True))
+    region.get_by_role("button", name="Copy").click()
+    region.get_by_text("Copied").wait_for()
+    command = page.view.evaluate("copied")
+    program = ["sh", "-c", command] if name == "curl" else [sys.executable, "-c", command]
+    done = subprocess.run(program, cwd=folder, capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout
+
+
+def test_the_examples_ask_the_same_question(open_page: Callable[..., Any], fake_server: Any, photo: Path) -> None:
+    """curl and Python, copied and run: the tokens and the image are the page's own."""
+    with open_page(fake_server) as page:
+        page.view.evaluate("Object.defineProperty(navigator.clipboard, 'writeText', {value: t => (window.copied = t)})")
+        page.choose(photo)
+        page.prompt.fill(ODD_PROMPT)
+        page.view.keyboard.press("Enter")
+        page.wait("done")
+        assert run_example(page, "Python", photo.parent) == f"{TUNED_TEXT}\n"
+        events = run_example(page, "curl", photo.parent)
+        page.prompt.fill(" ")  # the model's own
+        assert '"text"' not in str(page.view.locator("#curl").text_content())
+        page.view.keyboard.press("Enter")
+        page.view.locator(".answer[data-state=busy]").first.wait_for(state="detached")
+        page.wait("done")
+    assert events.endswith("data: [DONE]\n\n")
+    pieces = [json.loads(line[6:])["choices"][0]["delta"].get("content", "") for line in events.split("\n\n")[:-2]]
+    assert "".join(pieces) == TUNED_TEXT
+    processor = fake_server.models.models[0].processor
+    rows, pixels = fake_server.scheduler.rows, fake_server.scheduler.pixels
+    texts = [processor.tokenizer.decode(row.prompt.input_ids.tolist()) for row in rows]
+    assert len(texts) == 6
+    assert ODD_PROMPT in texts[0]
+    assert set(texts[:4]) == {texts[0]}
+    assert set(texts[4:]) == {texts[0].replace(ODD_PROMPT, "COCO Yes:")}
+    assert len({grid.image.path.name for each in pixels for grid in each}) == 1
+
+
+def test_the_keyboard_alone_is_enough(open_page: Callable[..., Any], fake_server: Any, photo: Path) -> None:
+    with open_page(fake_server) as page:
+        page.choose(photo)
+        page.prompt.fill("one")
+        page.view.keyboard.press("Shift+Enter")
+        page.view.keyboard.type("two")
+        assert page.prompt.input_value() == "one\ntwo"
+        for init in ({"isComposing": True}, {"keyCode": 229}):  # Enter ends a word of an input method
+            page.prompt.dispatch_event("keydown", {"key": "Enter", **init})
+        assert fake_server.scheduler.rows == []
+        name = "(({id, value, textContent}) => id || value || textContent)(document.activeElement)"
+        reached = []
+        while "prompt" not in reached and len(reached) < 20:
+            page.view.keyboard.press("Tab")
+            reached.append(page.view.evaluate(name).strip())
+        code = [str(page.view.locator(f"#{name}").text_content()) for name in ("curl", "python")]
+        parts = ["base", "captions", "cats/v2:best", "Ask", "Copy", code[0], "Copy", code[1], "theme", "file", "prompt"]
+        assert [text for text in reached if text in parts] == parts
+        page.view.evaluate("document.activeElement.blur()")
+        page.view.keyboard.press("Enter")  # nothing has the focus
+        page.wait("done")
+        assert page.view.get_by_role("heading", name="Untuned", level=3).is_visible()
+        assert page.view.get_by_role("article", name="captions").is_visible()
+        page.view.emulate_media(reduced_motion="reduce")
+        fake_server.scheduler.step_seconds = 0.2
+        page.view.keyboard.press("Enter")
+        page.wait("busy")
+        assert (
+            page.view.evaluate("getComputedStyle(document.querySelector('.answer'), '::before').animationName")
+            == "none"
+        )
+
+
+def test_the_page_fits_every_window(open_page: Callable[..., Any], fake_server: Any, photo: Path) -> None:
+    with open_page(fake_server, color_scheme="light") as page:
+        fake_server.scheduler.answers[0] = "word " * 50 + "donaudampfschifffahrt" * 9
+        page.choose(photo)
+        page.view.keyboard.press("Enter")
+        page.wait("cut", 1)
+        assert page.facts("captions").endswith("cut at 128 tokens")
+        check_look(page.page)
+        page.view.get_by_role("button", name="Use light colors").click()
+        light = page.page.paper()
+        page.view.reload()
+        assert page.page.paper() == light  # remembered
+
+
+def test_answers_and_names_enter_as_text(open_page: Callable[..., Any], fake_server: Any, photo: Path) -> None:
+    text = "<img src=x onerror=alert(1)> & <b>bold</b>"
+    fake_server.scheduler.answers = {None: text, 0: text}
+    with open_page(fake_server) as page:
+        page.choose(photo)
+        page.view.keyboard.press("Enter")
+        page.wait("done")
+        assert page.text("captions") == text
+        assert page.view.locator(".answer img, .answer b").count() == 0
+    name = "</script><script>alert(1)</script>"
+    html = render_page(build_models(name), has_api_key=False)
+    assert "<script>alert" not in html
+    assert name in unescape(html)
+
+
+def build_models(*names: str, sizes: tuple[Any, ...] = ((280, 308),)) -> Any:
+    """A ModelSet of a base model and these adapters, as far as the page looks."""
+    models = [
+        SimpleNamespace(
+            name=name, parent=parent, prompt="COCO Yes:", max_new_tokens=64,
+            processor=SimpleNamespace(settings=SimpleNamespace(image_size=sizes[i % len(sizes)])),
+        )
+        for i, (name, parent) in enumerate([*((name, "base") for name in names), ("base", None)])
+    ]  # fmt: skip
+    return SimpleNamespace(models=models, base_model="Qwen/Qwen2-VL-2B-Instruct")
+
+
+@pytest.mark.parametrize(
+    ("names", "title", "summary"),
+    [
+        ((), "Qwen2-VL-2B-Instruct", "308 × 280 · greedy"),
+        (("a",), "a, beside its base", "Qwen2-VL-2B-Instruct · 308 × 280 · greedy"),
+        (("a", "b"), "a and b, beside their base", "Qwen2-VL-2B-Instruct · 308 × 280 · greedy"),
+        (("a", "b", "c"), "a, b and c, beside their base", "Qwen2-VL-2B-Instruct · 308 × 280 · greedy"),
+        (tuple("abcd"), "4 adapters, beside their base", "Qwen2-VL-2B-Instruct · 308 × 280 · greedy"),
+    ],
+)
+def test_the_title_says_what_is_served(names: tuple[str, ...], title: str, summary: str) -> None:
+    html = render_page(build_models(*names), has_api_key=False)
+    assert f">{title}</h1>" in html
+    assert f">{summary}</p>".replace(" × ", "\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}") in html
+    assert html.count("<article") == len(names) + 1
+    assert html.count(" checked") == (2 if len(names) > 1 else 0)
+    assert "LORGNETTE_API_KEY" not in html
+
+
+def test_a_size_is_said_if_all_have_it() -> None:
+    for sizes in (((280, 280), (560, 560)), (None,)):
+        assert "Qwen2-VL-2B-Instruct · greedy" in render_page(build_models("a", sizes=sizes), has_api_key=True)
+    assert "LORGNETTE_API_KEY" in render_page(build_models("a"), has_api_key=True)
+
+
+def test_every_file_that_a_page_names_is_served() -> None:
+    files = {name: content.decode() for name, content, _ in read_static_files()}
+    html = render_page(build_models("a"), has_api_key=False)
+    named = set(re.findall(r'(?:href|src)="/static/([^"]+)"', html))
+    for name in sorted(files):
+        named |= set(re.findall(r'from "\./([^"]+)"', files[name]))
+    assert named == set(files)
+    assert not re.search(
+        r"""<style|style=|\son\w+=|<script(?! type="application/json"| type="module" src="/static/)""", html
+    )
+
+
+def test_streams_are_read_however_they_are_cut(open_page: Callable[..., Any], fake_server: Any) -> None:
+    events = b': ping\n\ndata: {"a": "\xf0\x9f\x8e\x88"}\n\nevent: x\ndata:one\r\ndata: two\r\n\r\ndata: cut off'
+    read = """async ([bytes, size]) => {
+      const { readEvents } = await import("/static/chat_stream.js"), found = [];
+      const stream = new ReadableStream({ start(to) {
+        for (let i = 0; i < bytes.length; i += size) to.enqueue(new Uint8Array(bytes.slice(i, i + size)));
+        to.close();
+      } });
+      for await (const data of readEvents(stream)) found.push(data);
+      return found;
+    }"""
+    with open_page(fake_server) as page:
+        for size in (1, 2, 5, 1000):
+            assert page.view.evaluate(read, [list(events), size]) == ['{"a": "🎈"}', "one\ntwo"]
+
+
+def test_requests_elsewhere_are_blocked_and_seen(open_page: Callable[..., Any], fake_server: Any) -> None:
+    """The control of `open_page`: what the page may not do is no silent success."""
+    with pytest.raises(AssertionError, match="Content Security Policy"), open_page(fake_server) as page:
+        assert page.view.evaluate("fetch('http://127.0.0.1:9/x').then(() => 'sent', () => 'blocked')") == "blocked"
+    with pytest.raises(AssertionError, match=r"example\.invalid"), open_page(fake_server) as page:
+        leave(page)
+
+
+def leave(page: Asking) -> None:
+    page.view.route("http://example.invalid/", lambda route: route.fulfill(body="elsewhere"))
+    page.view.goto("http://example.invalid/")
+
+
+def test_several_adapters_are_a_choice(
+    open_page: Callable[..., Any], fake_server: Any, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more is asked the same question when it is chosen; one that is left out stops."""
+    (tuned, other, base), scheduler = fake_server.models.models, fake_server.scheduler
+    monkeypatch.setattr(fake_server.models, "models", (tuned, replace(other, prompt="Which cats?"), base))
+    html = render_page(fake_server.models, has_api_key=False)
+    with open_page(fake_server) as page:
+        page.view.route(f"{fake_server.root}/", lambda route: route.fulfill(body=html, content_type="text/html"))
+        page.view.goto(f"{fake_server.root}/")
+        assert page.prompt.input_value() == ""  # each has its own
+        assert "each model was tuned with" in page.prompt.get_attribute("placeholder")
+        page.choose(photo)
+        page.view.keyboard.press("Enter")
+        page.wait("done")
+        third = page.view.get_by_role("checkbox", name=other.name)
+        third.check()
+        page.wait("done", 3)
+        assert [page.text(each.name) for each in (base, tuned, other)] == [BASE_TEXT, TUNED_TEXT, "Two cats."]
+        scheduler.step_seconds = 0.5
+        page.prompt.press("Enter")
+        page.wait("busy", 3)
+        for name in ("Untuned", "captions", other.name):
+            page.view.get_by_role("checkbox", name=name).click()
+        assert third.is_checked()  # one at least
+        assert page.view.locator(".answer:visible").count() == 1
+        assert f'"model": "{other.name}"' in str(page.view.locator("#curl").text_content())
+        page.view.keyboard.press("Escape")
+        page.wait("stopped", 1)
+    decode = tuned.processor.tokenizer.decode
+    asked = {row.adapter: decode(row.prompt.input_ids.tolist()) for row in scheduler.rows}
+    assert ["Which cats?" in asked[adapter] for adapter in (None, 0, 1)] == [False, False, True]
