@@ -7,7 +7,6 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -35,17 +34,18 @@ _FAILED_HERE = "out_of_memory"
 """The code of a failure of one request alone; with all others the server cannot answer at all."""
 
 
-@dataclass
 class Answer:
-    """An answer that is being generated. id, created: of the answer, in every chunk."""
+    """An answer that is being generated."""
 
-    request: ChatRequest
-    model: ServedModel
-    tokens: TokenStream
-    text: TextStream
-    num_prompt_tokens: int
-    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
-    created: int = field(default_factory=lambda: int(time.time()))
+    def __init__(self, request: ChatRequest, model: ServedModel, tokens: TokenStream, num_prompt_tokens: int) -> None:
+        self.request, self.tokens, self._num_prompt_tokens = request, tokens, num_prompt_tokens
+        self.text = TextStream(model.processor, request.stop_texts)
+        self._head = {  # of every chunk
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": request.model,
+            "system_fingerprint": f"lorgnette-{read_version('lorgnette')}-{model.fingerprint}",
+        }
 
     async def iter_pieces(self) -> AsyncIterator[str]:
         """The text piece by piece; an empty one after PAUSE_SECONDS without text. Raises ApiError where it fails."""
@@ -76,14 +76,12 @@ class Answer:
 
     @property
     def usage(self) -> dict[str, int]:
-        prompt, answer = self.num_prompt_tokens, self.text.num_tokens
+        prompt, answer = self._num_prompt_tokens, self.text.num_tokens
         return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
     def build_body(self, kind: str, choices: Sequence[Mapping[str, Any]], **keys: Any) -> dict[str, Any]:
         """An object of the API with these choices."""
-        fingerprint = f"lorgnette-{read_version('lorgnette')}-{self.model.fingerprint}"
-        head = {"id": self.id, "object": kind, "created": self.created, "model": self.request.model}
-        return {**head, "system_fingerprint": fingerprint, "choices": choices, **keys}
+        return {**self._head, "object": kind, "choices": choices, **keys}
 
 
 class ChatEndpoint:
@@ -113,7 +111,7 @@ class ChatEndpoint:
             ) from error
         except GenerationError as error:
             raise build_generation_error(error) from error
-        return Answer(request, model, tokens, TextStream(model.processor, request.stop_texts), len(prompt.input_ids))
+        return Answer(request, model, tokens, len(prompt.input_ids))
 
     def _check_room(self, num_prompt_tokens: int, max_new_tokens: int) -> None:
         room = self._scheduler.max_tokens
