@@ -136,6 +136,10 @@ SLOW = [
     "tests/processing/test_template_sandbox.py",
     "tests/inference/test_decode.py",
     "tests/inference/test_continuous_batch.py",
+    "tests/server/test_scheduler.py::test_answers_of_many",
+    "tests/server/test_scheduler.py::test_a_device_that_hangs",
+    "tests/server/test_models.py",
+    "tests/server/test_warm_up.py",
     "tests/server/test_chat.py::test_langchain",
     "tests/server/test_chat.py::test_many_at_once",
     "tests/server/test_chat.py::test_a_stream_that_waits",
@@ -188,6 +192,9 @@ SLOW = [
     "tests/data/test_dataset.py::test_a_long_file",
     "tests/data/test_init.py",
     "tests/report/html/test_charts.py::test_a_thinned_curve",
+    "tests/server/test_guard.py::test_a_client_that",
+    "tests/server/test_guard.py::test_limits_hold",
+    "tests/server/test_uploads.py::test_threads_share",
 ]
 """Tests that take half a second or more, the longest files first: `make test-fast` leaves them out."""
 

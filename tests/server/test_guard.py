@@ -1,6 +1,7 @@
 """Attacks on a local server as they are sent, and what the guard answers. CVEs and issues are of other projects."""
 
 import asyncio
+import gzip
 import json
 import logging
 import re
@@ -8,7 +9,9 @@ import socket
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import httpx2
 import pytest
+from served_app import Served
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
@@ -552,7 +555,7 @@ def test_a_second_request_in_a_body_is_a_body(port: int) -> None:
 def test_a_client_that_goes_away_in_its_body_leaves_no_trace(port: int, caplog: pytest.LogCaptureFixture) -> None:
     head = POST_HEAD + b"Content-Length: 1000\r\n\r\n"
     with caplog.at_level(logging.WARNING):
-        for _ in range(20):
+        for _ in range(5):
             exchange(port, head + b"half a body", is_half=True)
         assert exchange(port, b"GET /health HTTP/1.1\r\nHost: HOST\r\nConnection: close\r\n\r\n").endswith(b"inside")
     assert caplog.records == []
@@ -569,3 +572,97 @@ def test_a_client_that_sends_too_much_reads_the_answer(port: int) -> None:
         assert received.startswith(b"HTTP/1.1 413 ")
         assert b"larger than 32 MiB" in received
         assert received.count(b"HTTP/1.1 ") == 1
+
+
+# --- the real app behind it ---
+
+OUTSIDE = [
+    "/../../../../etc/passwd", "/static/../guard.py", "/static/%2e%2e/guard.py", "/static/..%2fguard.py",
+    "/static/..%5cguard.py", "/static//etc/passwd", "/static/%2fetc%2fpasswd", "/static/serve.js%00.png", "/static/",
+    "/static/serve.html.j2", "/static/../__init__.py", "//etc/passwd", "/file=/etc/passwd",
+    "/gradio_api/file=/etc/passwd", "/picture/1", "/uploads/", "/docs", "/openapi.json", "/redoc", "/.git/config",
+    "/v1/../static/serve.js", "/v1/models/../../../etc/passwd", "/v1/models/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+    "/v1/files/%2fetc%2fpasswd",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+def test_no_path_becomes_a_file(fake_server: Served, path: str) -> None:
+    """Gradio CVE-2023-51449, CVE-2024-1561, CVE-2024-51751, gradio#13593, #6794."""
+    cookie = get_cookie(fake_server.settings)
+    head = f"GET {path} HTTP/1.1\r\nHost: HOST\r\nConnection: close\r\nCookie: {cookie}\r\n\r\n"
+    received = exchange(fake_server.settings.port, head.encode())
+    assert received.startswith(b"HTTP/1.1 404 ")
+    assert b"root:" not in received
+    assert b"import" not in received
+    assert b"content-security-policy" in received
+
+
+def test_nothing_is_fetched_or_opened_for_a_request(fake_server: Served) -> None:
+    """vllm#57157 (CVE-2025-6242) and its kind: every key in which a client may name an image."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.2)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/a.png"
+        text = {"type": "text", "text": "COCO Yes:"}
+        asked = [
+            [{"type": "image_url", "image_url": {"url": url}}, text],
+            [{"type": "image_url", "image_url": url}, text],
+            [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}, text],
+            [{"type": "image_url", "image_url": "/etc/passwd"}, text],
+            [{"type": "image", "image": "/etc/passwd"}, text],
+            [{"type": "image", "path": "/etc/passwd"}, text],
+            [{"type": "image", "url": url}, text],
+            [{"type": "video_url", "video_url": {"url": url}}, text],
+            [{"type": "input_audio", "input_audio": {"data": url}}, text],
+            [{"type": "file", "file": {"file_data": url}}, text],
+        ]
+        for content in asked:
+            answer = ask_server(fake_server, content)
+            assert answer.status_code == 400, content
+            assert answer.json()["error"]["code"] in ("invalid_image_url", "unsupported_parameter")
+        # Keys and marks of training files name no image here.
+        keys = {"images": ["/etc/passwd", url], "image": url, "objects": {"image": [0]}}
+        for content in ("<image>What is this?", [{"type": "text", "text": "<image>"}]):
+            assert ask_server(fake_server, content, **keys).status_code == 400
+        assert fake_server.scheduler.rows == []
+        content = [{"type": "text", "text": "COCO Yes:", "image": "/etc/passwd", "path": url}]
+        assert ask_server(fake_server, content, **keys).status_code == 200
+        assert fake_server.scheduler.pixels == [{}]
+        with pytest.raises(TimeoutError):
+            listener.accept()
+
+
+def ask_server(served: Served, content: Any, **keys: Any) -> httpx2.Response:
+    body = {"model": "base", "messages": [{"role": "user", "content": content}], **keys}
+    return httpx2.post(f"{served.api}/chat/completions", json=body, verify=False)  # certificates take a while to read
+
+
+def test_limits_hold_before_the_app_understands_a_body(fake_server: Served) -> None:
+    """Not the JSON error of a cut body, and nothing is unpacked: gzip makes gigabytes of 32 MiB."""
+    url = f"{fake_server.api}/chat/completions"
+    endless = (b"x" * 2**20 for _ in range(40))
+    answer = httpx2.post(url, headers=JSON, content=endless, verify=False)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+    packed = gzip.compress(json.dumps({"model": "base", "messages": [{"role": "user", "content": "a"}]}).encode())
+    answer = httpx2.post(url, headers={**JSON, "content-encoding": "gzip"}, content=packed, verify=False)
+    assert answer.status_code == 400
+    assert fake_server.scheduler.rows == []
+
+
+def test_every_answer_of_the_app_has_the_headers(fake_server: Served) -> None:
+    with httpx2.Client(base_url=fake_server.root, verify=False) as client:
+        assert client.get(fake_server.page).status_code == 303
+        answers = [
+            client.get(path) for path in ("/", "/static/serve.js", "/v1/models", "/health", "/metrics", "/nowhere")
+        ]
+        answers += [
+            client.post("/v1/chat/completions", headers=JSON, content=b"{"),
+            client.delete("/v1/models", headers=JSON),
+        ]
+        answers.append(ask_server(fake_server, "COCO Yes:", stream=True))
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 200, 200, 404, 400, 405, 200]
+        for answer in answers:
+            assert {name: answer.headers.get(name) for name in SAFE_HEADERS} == SAFE_HEADERS
+            assert answer.headers["cache-control"] in ("no-store", "no-cache")
+            assert "server" not in answer.headers
+            assert "access-control-allow-origin" not in answer.headers
