@@ -22,7 +22,7 @@ def test_the_sum_of_the_tails_has_sums_and_maxima() -> None:
     tail = add_up([OWN, replace(OWN, num_tokens=30, is_out_of_memory=True), replace(OWN, wait_seconds=2.5)])
     assert tail[LOSS] == 3
     assert StepCounts.from_tail(tail.tolist(), 3) == StepCounts(
-        num_labels=9, num_tokens=50, busiest_tokens=30, wait_seconds=2.5, is_stopping=False, is_out_of_memory=True
+        num_labels=9, num_tokens=50, busiest_tokens=30.0, wait_seconds=2.5, is_stopping=False, is_out_of_memory=True
     )
 
 
