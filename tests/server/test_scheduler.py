@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -285,7 +286,8 @@ def test_an_exception_of_the_device_ends_all_streams(place: str) -> None:
         batch = StubBatch(num_rows=2)
         batch.gate.clear()
         async with run(batch) as scheduler:
-            streams = [scheduler.submit(make_row(number), {}) for number in range(2)]
+            with scheduler._condition:  # they join together
+                streams = [scheduler.submit(make_row(number), {}) for number in range(2)]
             await wait_until(lambda: scheduler.stats().running == 2)
             streams += [scheduler.submit(make_row(number), {}) for number in range(2)]
             setattr(batch, place, fail(RuntimeError("CUDA error: an illegal memory access\nmore lines")))
@@ -343,6 +345,17 @@ def test_closing_ends_all_streams() -> None:
                 scheduler.submit(make_row(1), {})
 
     play(scene)
+
+
+def test_the_event_loop_lends_python_s_lock_for_a_short_time_only() -> None:
+    before = sys.getswitchinterval()
+
+    async def scene() -> None:
+        async with run(StubBatch()):
+            assert sys.getswitchinterval() == pytest.approx(0.0005)
+
+    play(scene)
+    assert sys.getswitchinterval() == before
 
 
 def test_nothing_is_answered_before_the_warm_up() -> None:
