@@ -11,7 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorgnette.engine.fast import FastEngine
-from lorgnette.engine.loading import build_features, explain_unsupported_inference, load_decoder, load_fast_model
+from lorgnette.engine.loading import (
+    build_features,
+    explain_unsupported_inference,
+    load_decoder,
+    load_decoder_with_adapters,
+    load_fast_model,
+)
 from lorgnette.engine.peft_engine import ReferenceEngine, load_base_model
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.image_features import Features, HfVisionTower
@@ -148,3 +154,30 @@ def test_an_unsupported_adapter_is_explained(tiny: Path, saved: Path, tmp_path: 
     assert explain_unsupported_inference(checkpoint, SavedAdapter.load(saved)) is None
     (folder / CONFIG_FILE).write_text(json.dumps(json.loads((folder / CONFIG_FILE).read_text()) | {"use_dora": True}))
     assert "use_dora" in str(explain_unsupported_inference(checkpoint, SavedAdapter.load(folder)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_adapter_without_masters_gives_the_same_matrices(
+    tiny: Path, saved: Path, features: Features, dtype: torch.dtype
+) -> None:
+    """So a served answer is the one of `predict`, bit for bit. (Several: inference/test_continuous_batch.py.)"""
+    checkpoint, adapter = BaseCheckpoint.from_folder(tiny), SavedAdapter.load(saved)
+    decoder, ranks = load_decoder_with_adapters(checkpoint, [adapter], CPU, dtype)
+    assert ranks == (adapter.config["r"],)
+    expected = load_fast_model(checkpoint, adapter, features, dtype).decoder
+    for linear, other in zip(decoder.linears, expected.linears, strict=True):
+        assert torch.equal(linear.load_weight(), other.load_weight())
+        x_ext = torch.ones(1, linear.ext_features, dtype=dtype)
+        assert torch.equal(linear.forward(x_ext), other.forward(x_ext))
+        assert linear.ext_features == linear.in_features or not torch.equal(
+            linear.forward(x_ext), linear.forward(x_ext, use_adapter=False)
+        )  # negative control
+    assert load_decoder_with_adapters(checkpoint, [], CPU, dtype)[1] == ()
+
+
+def test_an_adapter_that_would_spoil_its_neighbors_is_refused(tiny: Path, saved: Path) -> None:
+    checkpoint, adapter = BaseCheckpoint.from_folder(tiny), SavedAdapter.load(saved)
+    adapter.state[max(adapter.state)][0, 0] = torch.inf
+    with pytest.raises(LorgnetteError, match="infinite or not a number") as error:
+        load_decoder_with_adapters(checkpoint, [SavedAdapter.load(saved), adapter], CPU, torch.float32)
+    assert str(saved) in str(error.value)

@@ -285,3 +285,90 @@ def test_a_full_room_lets_others_pass(served: Served) -> None:
     small = DecodeRow(prompt, None, SamplingParams(max_new_tokens=4))
     assert batch.select([*large, small]) == [*large[:8], small]
     assert batch.select([small, *large]) == [small, *large[:8]]
+
+
+def compute_logits(generator: Generator, row: DecodeRow, tokens: Sequence[int], adapter: int | None) -> torch.Tensor:
+    """Before each of the tokens."""
+    use_adapter = adapter is not None
+    cache = generator.prefill([row.prompt], len(tokens), use_adapter=use_adapter)
+    logits = [cache.logits[:1].clone()]
+    for token in tokens[:-1]:
+        input_ids = torch.tensor([token], device=generator.device)
+        logits.append(generator.decode_step(cache, input_ids, use_adapter=use_adapter).clone())
+    return torch.cat(logits)
+
+
+@NEEDS_CUDA
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen3_vl"])
+def test_captured_steps_answer_many_users_as_one(
+    tiny_family: Callable[[str], Path], conversations: list[Example], model_type: str, dtype: torch.dtype,
+    shapes: list[CacheShape],
+) -> None:  # fmt: skip
+    """In fp32 the tokens are equal. In half precision each is among the likeliest in fp32, within twice the rounding
+    of logits."""
+    folder, device = tiny_family(model_type), torch.device("cuda")
+    served, exact = (Served(folder, conversations, device, each) for each in (dtype, torch.float32))
+    rows = make_rows(served.prompts, 60, seed=1, longest=24)
+    batch = ContinuousBatch(served.generator, served.ranks)
+    batch.capture_steps()
+    answers = answer_together(batch, rows, seed=2)
+    assert {(shape.num_rows, shape.num_slots) for shape in shapes} >= {(8, 512), (32, 512)}
+    if dtype == torch.float32:
+        assert answers == {row: exact.answer_alone(row) for row in rows}
+        return
+    gaps, errors, others = [], [], []
+    for row, tokens in answers.items():
+        if row.sampling.temperature is None:
+            rounded = compute_logits(served.alone[row.adapter or 0], row, tokens, row.adapter)
+            for other in (None, 0, 1):
+                logits = compute_logits(exact.alone[other or 0], row, tokens, other)
+                gap = logits.max(-1).values - logits.gather(1, torch.tensor(tokens, device=device)[:, None])[:, 0]
+                (gaps if other == row.adapter else others).append(gap.max().item())
+                errors += [(logits - rounded).abs().max().item()] if other == row.adapter else []
+    assert max(gaps) <= 2 * max(errors)
+    assert max(others) > 10 * max(errors)  # negative control: the answers of other models
+
+
+@NEEDS_CUDA
+def test_the_host_does_not_wait_within_a_captured_step(
+    tiny_family: Callable[[str], Path], conversations: list[Example]
+) -> None:
+    """But for the tokens, by an event."""
+    served = Served(tiny_family("qwen2_vl"), conversations, torch.device("cuda"), torch.bfloat16)
+    batch = ContinuousBatch(served.generator, served.ranks)
+    batch.capture_steps()
+    sampling = [SamplingParams(99), SamplingParams(99, temperature=1.0, top_p=0.9)]
+    rows = [DecodeRow(served.prompts[0], adapter, each) for adapter in (None, 0, 1) for each in sampling]
+    batch.join(rows)
+    for _ in range(3):
+        batch.step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            assert len(batch.step()) == len(rows)
+        batch.leave(rows[0])
+        assert len(batch.step()) == len(rows) - 1
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@NEEDS_CUDA
+def test_idle_memory_is_given_back(tiny_family: Callable[[str], Path], conversations: list[Example]) -> None:
+    """Also that of graphs, while rows are answered; steps are captured anew after it."""
+    served = Served(tiny_family("qwen2_vl"), conversations, torch.device("cuda"))
+    batch = ContinuousBatch(served.generator, served.ranks)
+    batch.capture_steps()
+    rows = make_rows(served.prompts, 12, seed=1, longest=24)
+    expected = {row: served.answer_alone(row) for row in rows}
+    for _ in range(2):
+        batch.join([speaker := DecodeRow(served.prompts[0], 0, SamplingParams(max_new_tokens=600))])
+        batch.step()
+        used = torch.cuda.memory_allocated()
+        batch.drop_idle_memory()
+        assert torch.cuda.memory_allocated() < used
+        batch.leave(speaker)
+        assert answer_together(batch, rows, seed=2) == expected
+        batch.drop_idle_memory()
+        assert answer_together(batch, rows, seed=3) == expected
+        batch.capture_steps()

@@ -14,6 +14,7 @@ from lorgnette.device import release_workspaces
 from lorgnette.engine.loading import build_features, load_fast_model
 from lorgnette.inference import generator as generator_module
 from lorgnette.inference.generator import MAX_CACHES, Generator
+from lorgnette.inference.kv_cache import CacheShape, KVCache
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.processing.processor import Processor
 from lorgnette.types import Encoded, Example
@@ -75,6 +76,43 @@ def test_a_shared_prefix_is_computed_once(tiny: Path, prompts: list[Encoded], mo
     generator.prefill(prompts, 1, use_adapter=False)
     assert num_tokens[0] == len(prompts[0].input_ids)
     assert num_tokens[1] < sum(len(prompt.input_ids) for prompt in prompts)
+
+
+def test_prompts_go_into_any_rows_and_leave_the_others(tiny: Path, prompts: list[Encoded]) -> None:
+    generator = build_generator(tiny, prompts, "cpu")
+    expected = generator.prefill(prompts, 4, use_adapter=False)
+    lengths = [len(prompt.input_ids) for prompt in prompts]
+    cache = KVCache.from_config(CacheShape(9, 512), generator.decoder.config, torch.device("cpu"), torch.float32)
+    for tensor in (*cache.layers, cache.logits):
+        tensor.fill_(7.0)
+    rows = [4, 8, 1, 5, 2]
+    generator.prefill_rows(cache, rows, prompts, use_adapter=False)
+    assert torch.equal(cache.logits[rows], expected.logits)
+    for layer, other in zip(cache.layers, expected.layers, strict=True):
+        for row, source, length in zip(rows, other, lengths, strict=True):
+            assert torch.equal(layer[row, :length], source[:length])
+            assert (layer[row, length:] == 7).all()
+        assert (layer[[0, 3, 6, 7]] == 7).all()
+    assert (cache.logits[[0, 3, 6, 7]] == 7).all()
+
+
+def test_a_free_row_and_a_full_one_write_into_no_other(tiny: Path, prompts: list[Encoded]) -> None:
+    generator, length = build_generator(tiny, prompts, "cpu"), len(prompts[2].input_ids)
+    shape = CacheShape(4, length + 2)
+    cache = KVCache.from_config(shape, generator.decoder.config, torch.device("cpu"), torch.float32)
+    cache.num_active_rows = 4
+    generator.prefill_rows(cache, [0, 2], [prompts[2]] * 2, use_adapter=False)
+    cache.state.copy_(torch.tensor([[length, 0, length, 0], [length, 0, length, 0], [1, 0, 1, 0]]))
+    for step in range(5):  # three more than there is room for
+        before = [layer.clone() for layer in cache.layers]
+        generator.decode_step(cache, torch.full((4,), 40 + step), use_adapter=False)
+        slot = min(length + step, shape.num_slots - 1)
+        written = torch.tensor([[0, slot], [1, 0], [2, slot], [3, 0]])
+        for layer, old in zip(cache.layers, before, strict=True):
+            changed = (layer != old).flatten(2).any(-1).nonzero()
+            assert torch.equal(changed, written)
+        assert torch.equal(cache.logits[0], cache.logits[2])
+    assert cache.lengths.tolist() == [length + 5, 0, length + 5, 0]  # only those of rows that are answered
 
 
 @NEEDS_CUDA

@@ -23,6 +23,16 @@ def test_tokens_are_as_likely_as_in_transformers(temperature: float, top_p: floa
     torch.testing.assert_close(shares, expected, atol=2 / count, rtol=0)
 
 
+def test_rows_may_have_settings_of_their_own() -> None:
+    torch.manual_seed(0)
+    logits, uniforms = torch.randn(40, 200) * 3, torch.rand(40)
+    settings = [(0.3 + 0.1 * (row % 20), (1.0, 0.9, 0.4)[row % 3]) for row in range(40)]
+    temperature, top_p = torch.tensor(settings).split(1, 1)
+    alone = [sample_tokens(logits[i : i + 1], uniforms[i : i + 1], *settings[i]).item() for i in range(40)]
+    assert sample_tokens(logits, uniforms, temperature, top_p).tolist() == alone
+    assert sample_tokens(logits, uniforms, temperature.flip(0), top_p.flip(0)).tolist() != alone
+
+
 def test_the_largest_uniform_picks_the_last_token_of_the_nucleus() -> None:
     logits = torch.randn(2, 50)
     uniforms = torch.tensor([0.0, 1 - 2**-24])

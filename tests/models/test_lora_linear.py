@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lorgnette.kernels.dropout import Dropout
 from lorgnette.kernels.nf4 import Nf4Matrix, dequantize_nf4, quantize_absmax, quantize_nf4
-from lorgnette.models.lora_linear import LoraFactors, LoraLinear, QuantizedWeight
+from lorgnette.models.lora_linear import FrozenFactors, LoraFactors, LoraLinear, QuantizedWeight
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 TOKENS, INPUTS, RANK, SCALE, RNG_STREAM = 16, 24, 8, 1.5, 3
@@ -102,6 +102,31 @@ def test_forward_and_gradients_equal_the_formula(adapted: Sequence[slice], use_d
     with_other_dropout = run_autograd(inputs, adapted, make_dropout("cpu", not use_dropout))
     for actual, reference in zip(expected, with_other_dropout, strict=True):
         assert (actual - reference).abs().max() > 0.1  # negative control
+
+
+@pytest.mark.parametrize("is_quantized", [False, True])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
+def test_a_mask_selects_each_token_s_ranks(device: str, is_quantized: bool) -> None:
+    """Of factors that have no masters, beside garbage in the columns."""
+    w, bias, x, _, a, b = (value if isinstance(value, list) else value.to(device) for value in draw_inputs(STACKED))
+    weight: Tensor | QuantizedWeight = torch.cat([w, garbage := w.new_full((48, len(a)), 9.0)], 1)
+    if is_quantized:
+        weight = QuantizedWeight(quantize_parts(w), garbage, w.new_full((99, 48), 9.0).flatten())
+    linear, b = LoraLinear(weight, bias, INPUTS, RNG_STREAM), [part.to(device) for part in b]
+    factors = zip(STACKED, a.split(RANK), b, strict=True)
+    linear.write_factors([FrozenFactors(rows, a_i, b_i) for rows, a_i, b_i in factors])
+    mask = (torch.rand(TOKENS, RANK, device=device) < 0.5).float()
+    expected = x @ linear.load_weight()[:, :INPUTS].T + bias
+    for rows, a_i, b_i in zip(STACKED, a.split(RANK), b, strict=True):
+        expected[:, rows] += (x @ a_i.T * mask) @ b_i.T
+    x_ext = torch.cat([x, x.new_full((TOKENS, len(a)), 9.0)], 1)
+    torch.testing.assert_close(linear.forward(x_ext, rank_mask=mask), expected, atol=2e-4, rtol=1e-5)
+    of_all = linear.forward(x_ext, rank_mask=mask[:1])  # one mask for all tokens
+    torch.testing.assert_close(of_all[:1], expected[:1], atol=2e-4, rtol=1e-5)
+    assert (of_all - expected)[1:].abs().amax(1).min() > 0.1  # negative control
+    assert (linear.forward(x_ext) - expected).abs().amax(1).min() > 0.1
+    base = linear.forward(x_ext, rank_mask=torch.zeros_like(mask))
+    torch.testing.assert_close(base, linear.forward(x_ext, use_adapter=False), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("use_dropout", [False, True])
