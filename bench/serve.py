@@ -6,7 +6,8 @@ JOB is made by bench/job.py; with --built-in this program makes it, of the built
 
     predict   `generate_answers` at batch 1 and 32, images read and encoded anew, with an adapter
     served    the command in a process of its own, asked by users in other processes: 1, 8 and 32 users at once, 32 who
-              ask four times each, tuned and base of one image at once, another adapter at every request
+              ask four times each, tuned and base of one image at once
+    served-4  the same with four adapters, and another adapter at every other request
     batch     the decode steps alone, without HTTP: 1, 8 and 32 rows of an adapter, of the base model, and of both
     adapters  1, 2 and 4 adapters: memory of the decoder, and the step of 8 rows
     equal     answers of rows that share steps, beside those of `predict`: where they part, the distance of the two
@@ -67,7 +68,7 @@ HERE = Path(__file__).parent
 LORA = LoraSettings(rank=64, alpha=16)
 PROMPT = "COCO Yes:"
 NUM_ADAPTERS = 4
-PARTS = ("predict", "served", "equal", "batch", "adapters")
+PARTS = ("predict", "served", "equal", "served-4", "batch", "adapters")
 PREDICT_RUNS = ((1, 8), (32, 3))
 """Batch sizes, and how often."""
 NUM_CLIENTS = 8
@@ -292,15 +293,12 @@ def measure_pairs(service: Service, images: Images, model: str, num_tokens: int)
 
 
 def measure_changes(service: Service, images: Images, models: Sequence[str]) -> Figures:
-    """Seconds to the first token of one user: always the same adapter, and another at every question."""
-
-    def measure(names: Sequence[str]) -> float:
-        pairs = zip(images.take(4 * NUM_ADAPTERS), itertools.cycle(names), strict=False)
-        questions = [question for example, name in pairs for question in build_questions([example], name, 4)]
-        return statistics.median(answer["first_s"] for answer in service.ask([questions]))
-
-    measure(models)
-    same, changed = measure(models[:1]), measure(models)
+    """Seconds to the first token of one user who asks every adapter twice in turn: changed adapters, and the same."""
+    names = [name for name in models for _ in range(2)] * 6
+    examples = images.take(len(names))
+    questions = [q for pair in zip(examples, names, strict=True) for q in build_questions([pair[0]], pair[1], 4)]
+    first = [answer["first_s"] for answer in service.ask([questions])][2 * len(models) :]
+    changed, same = statistics.median(first[::2]), statistics.median(first[1::2])
     return {"same_first_s": same, "changed_first_s": changed, "change_ms": 1000 * (changed - same)}
 
 
@@ -468,67 +466,84 @@ def count_equal(first: Texts, second: Texts) -> Figures:
     return {"answers": len(both), "equal": sum(first[image] == second[image] for image in both)}
 
 
-def measure_all(job: Path, results: ResultsFile, num_tokens: int, side: int, parts: Sequence[str]) -> None:
-    images = Images(job)
-    name_all_tokens(job / "model")
-    adapters = write_adapters(job, num_tokens, side)
-    names, first = [path.name for path in adapters], images.examples[:32]
-    texts: dict[str, Texts] = {}
+class Comparison:
+    """The parts of the program, by the names above. texts: of the first 32 images, by who answered."""
 
-    def run_predict() -> Figures:
-        spec = ModelSpec.from_names(str(job / "model"), adapters[0], Terminal())
-        model = spec.load("auto")
-        figures = {f"batch {n}": measure_predict(model, images, num_tokens, n, repeats) for n, repeats in PREDICT_RUNS}
+    def __init__(self, job: Path, num_tokens: int, side: int) -> None:
+        self.job, self.num_tokens, self.images = job, num_tokens, Images(job)
+        name_all_tokens(job / "model")
+        self.adapters = write_adapters(job, num_tokens, side)
+        self.first = self.images.examples[:32]
+        self.texts: dict[str, Texts] = {}
+        self.runs: dict[str, tuple[float, Callable[[], Any]]] = {
+            "predict": (20, self.run_predict), "served": (40, self.run_service), "equal": (20, self.run_equality),
+            "served-4": (40, self.run_adapters),
+            "batch": (20, lambda: measure_batch(job, self.adapters, Prompts(job, self.first), num_tokens)),
+            "adapters": (20, lambda: measure_adapters(job, self.adapters, Prompts(job, self.first), num_tokens)),
+        }  # fmt: skip
+        """Part → the seconds that it takes, about, and what returns its figures."""
+
+    def run(self, parts: Sequence[str], results: ResultsFile) -> None:
+        for name in parts:
+            seconds, run = self.runs[name]
+            if not results.fits(seconds, name):
+                continue
+            start = time.monotonic()
+            try:
+                figures = run()
+            except Exception as error:  # the other parts are measured all the same
+                traceback.print_exc()
+                figures = {"failed": str(error)}
+            results.update(**{name: figures})
+            print(f"{name}, {time.monotonic() - start:.0f} s: {json.dumps(figures)}", flush=True)
+            gc.collect()
+            if HAS_GPU:
+                torch.cuda.empty_cache()
+        results.update(targets=compare_targets(results.figures))
+        print(json.dumps(results.figures["targets"], indent=1))
+
+    def run_predict(self) -> Figures:
+        model = ModelSpec.from_names(str(self.job / "model"), self.adapters[0], Terminal()).load("auto")
+        figures = {
+            f"batch {n}": measure_predict(model, self.images, self.num_tokens, n, repeats)
+            for n, repeats in PREDICT_RUNS
+        }
         for batch_size in (1, 32):
-            texts[f"predict, batch {batch_size}"] = answer_all(model, first, num_tokens, batch_size)
+            self.texts[f"predict, batch {batch_size}"] = answer_all(model, self.first, self.num_tokens, batch_size)
         return figures
 
-    def run_service() -> Figures:
-        before = count_gpu_memory()
-        start = time.monotonic()
-        with start_service(job, adapters) as service:
-            start_s = time.monotonic() - start
-            for num_users in (1, 8, 32, 32, 1):  # kernels compile, graphs are captured
-                questions = build_questions(first[: max(num_users, 2)], names[0], num_tokens)
-                answers = service.ask([questions[i::num_users] for i in range(num_users)])
-                texts[f"served, {num_users} users"] = {answer["image"]: answer["text"] for answer in answers}
-            figures = measure_users(service, images, names[0], num_tokens)
-            results.update(served=figures)
-            figures |= {
-                "start_s": start_s, "base and tuned": measure_pairs(service, images, names[0], num_tokens),
-                "changes": measure_changes(service, images, names),
-            }  # fmt: skip
+    def run_service(self) -> Figures:
+        before, start = count_gpu_memory(), time.monotonic()
+        with start_service(self.job, self.adapters[:1]) as service:
+            figures: Figures = {"start_s": time.monotonic() - start}
+            self.warm(service)
+            figures |= measure_users(service, self.images, self.adapters[0].name, self.num_tokens)
+            figures["base and tuned"] = measure_pairs(service, self.images, self.adapters[0].name, self.num_tokens)
             after = count_gpu_memory()
-        return figures | {"gib": after and before is not None and after - before}
+        return figures | {"gib": None if before is None or after is None else after - before}
 
-    def run_equality() -> Figures:
-        pairs = itertools.combinations([name for name in texts if "32" in name or "batch" in name], 2)
-        of_texts = {f"{a} and {b}": count_equal(texts[a], texts[b]) for a, b in pairs}
-        return {"texts": of_texts, "rows": measure_equality(job, adapters, Prompts(job, first), num_tokens)}
+    def run_adapters(self) -> Figures:
+        names = [path.name for path in self.adapters]
+        with start_service(self.job, self.adapters) as service:
+            self.warm(service)
+            figures = measure_users(service, self.images, names[0], self.num_tokens)
+            return figures | measure_changes(service, self.images, names)
 
-    runs: dict[str, tuple[float, Callable[[], Any]]] = {
-        "predict": (20, run_predict), "served": (40, run_service),
-        "equal": (20, run_equality),
-        "batch": (20, lambda: measure_batch(job, adapters, Prompts(job, first), num_tokens)),
-        "adapters": (20, lambda: measure_adapters(job, adapters, Prompts(job, first), num_tokens)),
-    }  # fmt: skip
-    for name in parts:
-        seconds, run = runs[name]
-        if not results.fits(seconds, name):
-            continue
-        start = time.monotonic()
-        try:
-            figures = run()
-        except Exception as error:  # the other parts are measured all the same
-            traceback.print_exc()
-            figures = {"failed": str(error)}
-        results.update(**{name: figures})
-        print(f"{name}, {time.monotonic() - start:.0f} s: {json.dumps(figures)}", flush=True)
-        gc.collect()
-        if HAS_GPU:
-            torch.cuda.empty_cache()
-    results.update(targets=compare_targets(results.figures))
-    print(json.dumps(results.figures["targets"], indent=1))
+    def warm(self, service: Service) -> None:
+        """Let kernels compile and graphs be captured."""
+        for num_users in (1, 8, 32, 32, 1):
+            questions = build_questions(self.first[:num_users], self.adapters[0].name, self.num_tokens)
+            answers = service.ask([questions[i::num_users] for i in range(num_users)])
+            self.texts[f"served, {num_users} users"] = {answer["image"]: answer["text"] for answer in answers}
+
+    def run_equality(self) -> Figures:
+        """Of the texts, and token by token."""
+        compared = [name for name in self.texts if name not in ("served, 1 users", "served, 8 users")]
+        of_texts = {
+            f"{a} and {b}": count_equal(self.texts[a], self.texts[b]) for a, b in itertools.combinations(compared, 2)
+        }
+        rows = measure_equality(self.job, self.adapters, Prompts(self.job, self.first), self.num_tokens)
+        return {"texts": of_texts, "rows": rows}
 
 
 def answer_all(model: LoadedModel, examples: Sequence[Example], num_tokens: int, batch_size: int) -> Texts:
@@ -548,7 +563,7 @@ def compare_targets(figures: Figures) -> Figures:
         "one_user_times_predict": one["ms_per_token"] / predict["batch 1"]["ms_per_token"],
         "one_user_whole_times_predict": one["whole_s"] / predict["batch 1"]["whole_s"],
         "32_users_share_of_predict": many["tokens_per_s"] / predict["batch 32"]["tokens_per_s"],
-        "change_ms": served.get("changes", {}).get("change_ms"),
+        "change_ms": figures.get("served-4", {}).get("change_ms"),
     }
 
 
@@ -566,4 +581,4 @@ if __name__ == "__main__":
         make_built_in_job(arguments.job, 160)
     results.update(machine=describe_machine(), tokens=arguments.tokens)
     side = 112 if arguments.built_in else 280
-    measure_all(arguments.job, results, arguments.tokens, side, arguments.parts.split(","))
+    Comparison(arguments.job, arguments.tokens, side).run(arguments.parts.split(","), results)
