@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 TRITON := triton==3.6.0
 SIZES := 1.2 GB on disk with PyTorch's CPU build, 5.7 GB with CUDA
 
-.PHONY: setup demo test test-fast test-kills test-fuzz test-kernels check fix bench docs clean
+.PHONY: setup demo test test-fast test-kills test-fuzz test-kernels test-soak check fix bench docs clean
 
 demo: .venv/.run
 	$(BIN)/lorgnette demo
@@ -35,6 +35,12 @@ test-kills: .venv/.dev
 # 1,800 damaged or hostile files: data, models, adapters, runs. `make test` has a sample of them.
 test-fuzz: .venv/.dev
 	LORGNETTE_FUZZ=all $(TEST) tests/fuzz
+
+# 10,000 requests to a server, half of them broken or hostile, 16 at once: 20 minutes on two cores. `make test` has a
+# sample of them.
+test-soak: .venv/.dev
+	folder=$$(mktemp -d) && OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py $$folder/soak; \
+	  status=$$?; rm -rf $$folder; exit $$status
 
 # Every kernel for every card at the shapes of every model, compiled without a GPU: from nothing, half an hour on two
 # cores. `make docs` prints the result.

@@ -113,6 +113,7 @@ SLOW = [
     "tests/commands/test_plan.py",
     "tests/commands/test_cache.py::test_listing",
     "tests/commands/test_watch.py",
+    "tests/server/test_load.py::test_users_of_every_kind",
     "tests/report/test_preview.py",
     "tests/report/trackers/test_wandb.py",
     "tests/training/test_eval_samples.py",
