@@ -42,7 +42,7 @@ class Asking:
 
     def choose(self, path: Path) -> None:
         self.view.set_input_files("#file", str(path))
-        self.view.locator("#image").wait_for()
+        self.view.get_by_role("img", name=path.name).wait_for()
 
     def give(self, event: str, name: str, media_type: str, content: bytes) -> None:
         """Drop or paste a file."""
@@ -129,12 +129,20 @@ def test_both_answers_stream_beside_each_other(open_page: Callable[..., Any], fa
 def test_images_are_dropped_pasted_chosen_and_photographed(
     open_page: Callable[..., Any], fake_server: Any, photo: Path
 ) -> None:
-    with open_page(fake_server, has_touch=True, is_mobile=True) as phone:
+    window = {"viewport": {"width": 390, "height": 664}, "has_touch": True, "is_mobile": True}
+    with open_page(fake_server, **window) as phone:
         assert phone.view.get_by_text("Take a photo").is_visible()
         assert phone.view.locator("#camera").get_attribute("capture") == "environment"
         assert not phone.view.get_by_text("Drop an image").is_visible()
         phone.view.set_input_files("#camera", str(photo))
         phone.view.get_by_role("img", name=photo.name).wait_for()
+        below = "document.querySelector('.answer').getBoundingClientRect().bottom > innerHeight"
+        assert phone.view.evaluate(below)
+        phone.prompt.press("Enter")
+        phone.wait("done")
+        while phone.view.evaluate(below):  # the page scrolls to the answers
+            phone.view.wait_for_timeout(20)
+        assert phone.view.evaluate("document.activeElement.id") != "prompt"  # the keyboard is closed
     with open_page(fake_server) as page:
         assert not page.view.get_by_text("Take a photo").is_visible()
         for event, name in (("drop", "a.png"), ("paste", "b.png")):
@@ -148,7 +156,7 @@ def test_images_are_dropped_pasted_chosen_and_photographed(
         page.view.get_by_role("button", name="Ask").click()
         page.wait("done")
     images = [{grid.image.path.name for grid in pixels} for pixels in fake_server.scheduler.pixels]
-    assert len(images) == 6
+    assert len(images) == 8
     assert all(names == images[0] for names in images)  # the bytes of the file, however they came
 
 
@@ -159,6 +167,8 @@ def test_what_is_no_image_is_said_in_words(open_page: Callable[..., Any], fake_s
         assert page.announced() == [page.problem()]
         page.give("drop", "notes.txt", "text/plain", b"notes")
         page.view.get_by_text("notes.txt is no image.").first.wait_for()
+        page.view.evaluate("dispatchEvent(new DragEvent('drop', {dataTransfer: new DataTransfer()}))")
+        page.view.get_by_text("That is no file.").first.wait_for()
         page.give("drop", "torn.png", "image/png", photo.read_bytes()[:40])
         page.view.get_by_text("torn.png cannot be shown").first.wait_for()
         page.view.evaluate(
@@ -238,7 +248,11 @@ def run_example(page: Asking, name: str, folder: Path) -> str:
     region = page.view.locator(".example", has=page.view.get_by_role("heading", name=name, exact=True))
     region.get_by_role("button", name="Copy").click()
     region.get_by_text("Copied").wait_for()
-    command = page.view.evaluate("copied")
+    prompt = page.prompt.input_value()
+    page.prompt.fill("")
+    page.prompt.press("Control+V")  # text is pasted as text
+    command = page.prompt.input_value()
+    page.prompt.fill(prompt)
     program = ["sh", "-c", command] if name == "curl" else [sys.executable, "-c", command]
     done = subprocess.run(program, cwd=folder, capture_output=True, text=True, check=True, timeout=60)
     return done.stdout
@@ -247,12 +261,12 @@ def run_example(page: Asking, name: str, folder: Path) -> str:
 def test_the_examples_ask_the_same_question(open_page: Callable[..., Any], fake_server: Any, photo: Path) -> None:
     """curl and Python, copied and run: the tokens and the image are the page's own."""
     with open_page(fake_server) as page:
-        page.view.evaluate("Object.defineProperty(navigator.clipboard, 'writeText', {value: t => (window.copied = t)})")
         page.choose(photo)
         page.prompt.fill(ODD_PROMPT)
         page.view.keyboard.press("Enter")
         page.wait("done")
         assert run_example(page, "Python", photo.parent) == f"{TUNED_TEXT}\n"
+        page.view.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")  # as without TLS
         events = run_example(page, "curl", photo.parent)
         page.prompt.fill(" ")  # the model's own
         assert '"text"' not in str(page.view.locator("#curl").text_content())

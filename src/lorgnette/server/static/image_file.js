@@ -29,14 +29,15 @@ export const readImage = async (file, maxBytes) => {
   return { name, type, width: image.naturalWidth, height: image.naturalHeight, address, dataUrl: `data:${type};base64,${base64}` };
 };
 
-/** Calls `onFile` with the files that are dropped on the window or pasted. `target` has the class "over" meanwhile. */
-export const watchFiles = (target, onFile) => {
-  const take = (event, files) => {
-    if (!files.length) return;
+/** Calls `onFile` with the file that is dropped on the window or pasted, and `onOther` if something else is dropped.
+ *  `target` has the class "over" while a file is over the window. */
+export const watchFiles = (target, onFile, onOther) => {
+  const chooseImage = (files) => [...files].find((file) => file.type.startsWith("image/")) ?? files[0];
+  addEventListener("paste", (event) => {
+    if (!event.clipboardData.files.length) return;  // text goes into its field
     event.preventDefault();
-    onFile([...files].find((file) => file.type.startsWith("image/")) ?? files[0]);
-  };
-  addEventListener("paste", (event) => take(event, event.clipboardData.files));
+    onFile(chooseImage(event.clipboardData.files));
+  });
   addEventListener("dragover", (event) => {
     event.preventDefault();  // else the browser opens the file in the page's place
     target.classList.add("over");
@@ -45,6 +46,8 @@ export const watchFiles = (target, onFile) => {
   addEventListener("drop", (event) => {
     event.preventDefault();
     target.classList.remove("over");
-    take(event, event.dataTransfer.files);
+    const file = chooseImage(event.dataTransfer.files);
+    if (file) onFile(file);
+    else onOther();
   });
 };

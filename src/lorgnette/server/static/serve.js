@@ -25,6 +25,9 @@ const ask = () => {
   forget();
   store.set({ question: { image, prompt } });
   for (const name of chosen) answer(name);
+  if (hasMouse) return;
+  promptField.blur();  // a phone's keyboard covers the answers
+  byId("answers").scrollIntoView({ block: "nearest" });
 };
 
 const answer = async (name) => {
@@ -159,7 +162,8 @@ for (const input of ["file", "camera"].map(byId)) {
     input.value = "";  // the same file may be chosen again
   });
 }
-watchFiles(byId("stage"), takeFile);
+watchFiles(byId("stage"), takeFile, () => complain("That is no file. Nothing is fetched from other pages: save the image, then drop its file."));
+byId("stage").addEventListener("click", ({ target }) => { if (!target.closest("label, img")) byId("file").click(); });
 form.addEventListener("submit", (event) => { event.preventDefault(); ask(); });
 byId("stop").addEventListener("click", stop);
 addEventListener("keydown", (event) => {
