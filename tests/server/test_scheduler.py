@@ -4,6 +4,7 @@ import asyncio
 import random
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -147,6 +148,30 @@ def test_tokens_that_wait_come_together() -> None:
     play(scene)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.2])
+def test_a_slow_reader_gets_several_tokens_at_once(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop is not busy all of the time; without a limit it would be."""
+    monkeypatch.setattr("lorgnette.server.scheduler._LOOP_SHARE", share)
+
+    async def scene() -> None:
+        batch = StubBatch(on_step=lambda: time.sleep(0.001))
+        async with run(batch) as scheduler:
+            stream, chunks, start = (
+                scheduler.submit(make_row(*range(90), max_new_tokens=90), {}),
+                [],
+                time.perf_counter(),
+            )
+            async for token_ids in stream:
+                time.sleep(0.004)
+                chunks.append(token_ids)
+            assert [token_id for ids in chunks for token_id in ids] == list(range(90))
+            assert len(chunks[0]) == 1
+            busy = 0.004 * len(chunks) / (time.perf_counter() - start)
+            assert (busy < 0.4) == (share < 1)
+
+    play(scene)
+
+
 def test_a_request_joins_while_others_are_answered() -> None:
     async def scene() -> None:
         batch = StubBatch()
@@ -283,9 +308,9 @@ def test_a_step_without_memory_ends_what_has_begun() -> None:
 @pytest.mark.parametrize("place", ["on_join", "on_step"])
 def test_an_exception_of_the_device_ends_all_streams(place: str) -> None:
     async def scene() -> None:
-        batch = StubBatch(num_rows=2)
+        batch, told = StubBatch(num_rows=2), list[GenerationError]()
         batch.gate.clear()
-        async with run(batch) as scheduler:
+        async with run(batch, on_lost=told.append) as scheduler:
             with scheduler._condition:  # they join together
                 streams = [scheduler.submit(make_row(number), {}) for number in range(2)]
             await wait_until(lambda: scheduler.stats().running == 2)
@@ -299,6 +324,7 @@ def test_an_exception_of_the_device_ends_all_streams(place: str) -> None:
             assert "CUDA error: an illegal memory access" in errors[0].message
             assert "\n" not in errors[0].message
             assert scheduler.state == "lost"
+            assert [error.__cause__ for error in told] == [scheduler._error]
             with pytest.raises(GenerationError, match="restart"):
                 scheduler.submit(make_row(1), {})
         assert scheduler.state == "lost"
@@ -312,7 +338,8 @@ def test_a_device_that_hangs_ends_all_streams(place: str, monkeypatch: pytest.Mo
 
     async def scene() -> None:
         batch, answers = StubBatch(num_rows=1), threading.Event()
-        async with run(batch, max_step_seconds=0.5) as scheduler:
+        told = list[GenerationError]()
+        async with run(batch, max_step_seconds=0.5, on_lost=told.append) as scheduler:
             await asyncio.sleep(0.6)  # without work it does not count
             assert await read(scheduler.submit(make_row(1, 2), {})) == [1, 2]
             setattr(batch, place, lambda *_: answers.wait(10))
@@ -322,6 +349,7 @@ def test_a_device_that_hangs_ends_all_streams(place: str, monkeypatch: pytest.Mo
                     await read(stream)
                 assert info.value.code == "device_lost"
             assert scheduler.state == "lost"
+            assert len(told) == 1
             answers.set()
 
     play(scene)

@@ -11,6 +11,7 @@ import asyncio
 import sys
 import threading
 import time
+import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,10 @@ MAX_STEP_SECONDS = 30.0
 """A GPU that takes longer for a step counts as lost."""
 _SWITCH_SECONDS = 0.0005
 """How long the event loop may keep Python's lock from the device thread; Python's own 5 ms are a whole decode step."""
+_LOOP_SHARE = 0.25
+"""Of the time, at most, in which the event loop writes tokens: it has Python's lock then, and the device thread waits.
+Tokens that come faster are handed over together; the first of an answer and its end at once."""
+_MAX_REST_SECONDS = 0.1
 _WATCH_SECONDS = 1.0
 _CLOSE_SECONDS = 10.0
 
@@ -75,15 +80,17 @@ class TokenStream:
         return self
 
     async def __anext__(self) -> list[int]:
-        while not self._token_ids:
-            if self._error is not None:
-                raise self._error
-            if self._has_ended:
-                raise StopAsyncIteration
+        if not (self._token_ids or self._has_ended):
             self._has_news.clear()
             await self._has_news.wait()
+        if self._has_ended and not self._token_ids:
+            raise StopAsyncIteration if self._error is None else self._error
         token_ids, self._token_ids = self._token_ids, []
         return token_ids
+
+    def wake(self) -> None:
+        """Give whoever waits for tokens a list without any."""
+        self._has_news.set()
 
     def cancel(self, outcome: Outcome = "cancelled") -> None:
         """End the answer; its row is free after the current step. outcome: for the numbers; "stop" if it is complete.
@@ -131,7 +138,7 @@ class Scheduler:
     """Answers requests of asyncio's tasks on one thread, which owns the device. The thread starts at once.
 
     batch, features: used by that thread alone. warm_up: called there first; it returns remarks. max_step_seconds: the
-    device counts as lost if a step takes longer; None: it is waited for.
+    device counts as lost if a step takes longer; None: it is waited for. on_lost: is told why, once.
     """
 
     def __init__(
@@ -143,10 +150,11 @@ class Scheduler:
         warm_up: Callable[[], Sequence[str]] = tuple,
         max_waiting: int = MAX_WAITING,
         max_step_seconds: float | None = None,
+        on_lost: Callable[[GenerationError], None] = traceback.print_exception,
     ) -> None:
         self._batch, self._features, self._warm_up = batch, features, warm_up
         self._eos_token_ids, self._max_waiting = frozenset(eos_token_ids), max_waiting
-        self._max_step_seconds = max_step_seconds
+        self._max_step_seconds, self._on_lost = max_step_seconds, on_lost
         self._stats = SchedulerStats()
         self._remarks: Sequence[str] = ()
         self._error: BaseException | None = None
@@ -158,6 +166,8 @@ class Scheduler:
         self._waiting: deque[_Request] = deque()
         self._running: dict[DecodeRow, _Request] = {}
         self._has_cancelled = False
+        self._news: list[_News] = []  # of the device thread
+        self._rest_until = 0.0  # for the event loop
         self._switch_interval = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_SECONDS)
         self._thread = threading.Thread(target=self._run, name="lorgnette device", daemon=True)
@@ -239,13 +249,16 @@ class Scheduler:
             return GenerationError("the model is being loaded; try again soon", "loading")
         if self.state == "closed":
             return GenerationError("the server stops", "closed")
-        error = self._error
-        reason = "it does not answer" if error is None else (str(error).strip() or repr(error)).splitlines()[0]
-        return GenerationError(f"the device is lost: {reason}; restart the server", "device_lost")
+        cause = self._error
+        reason = "it does not answer" if cause is None else (str(cause).strip() or repr(cause)).splitlines()[0]
+        error = GenerationError(f"the device is lost: {reason}; restart the server", "device_lost")
+        error.__cause__ = cause
+        return error
 
     def _fail_all(self, state: State) -> None:
         """Enter a final state, and end all streams with its error. The first final state stays."""
         with self._condition:
+            is_lost = (self._state, state) == ("ready", "lost")
             if self._state in ("loading", "ready"):
                 self._state = state
             requests = [*self._waiting, *self._running.values()]
@@ -255,6 +268,8 @@ class Scheduler:
             self._condition.notify_all()
         error = self._explain_state()
         self._post([_News(request, (), error) for request in requests])
+        if is_lost:
+            self._on_lost(error)
 
     def _post(self, news: Sequence[_News]) -> None:
         """Hand news to the streams, with one call of each event loop."""
@@ -263,12 +278,23 @@ class Scheduler:
             by_loop[each.request.loop].append(each)
         for loop, own in by_loop.items():
             try:
-                loop.call_soon_threadsafe(_deliver, own)
+                loop.call_soon_threadsafe(self._deliver, own)
             except RuntimeError:  # the loop is closed: nobody reads these streams
                 for each in own:
                     self._cancel(each.request, "cancelled")
 
     # On the event loop's thread:
+
+    def _deliver(self, news: Sequence[_News]) -> None:
+        start = time.perf_counter()
+        for request, token_ids, end in news:
+            request.stream.receive(token_ids, end)
+        # The tasks that wait for these tokens run before what is called now.
+        asyncio.get_running_loop().call_soon(self._rest, start)
+
+    def _rest(self, start: float) -> None:
+        now = time.perf_counter()
+        self._rest_until = now + (now - start) * (1 / _LOOP_SHARE - 1)
 
     def _cancel(self, request: _Request, outcome: Outcome) -> None:
         with self._condition:
@@ -374,7 +400,6 @@ class Scheduler:
             return False
         for request in requests:
             self._stats.prompt_tokens += len(request.row.prompt.input_ids)
-            request.pixels = {}
         return True
 
     def _put_back(self, requests: Sequence[_Request]) -> None:
@@ -417,12 +442,14 @@ class Scheduler:
             self._fail_step()
             return
         now = time.perf_counter()
-        news: list[_News] = []
+        is_urgent = now >= self._rest_until
         for row, token_id in tokens:
             request = self._running.get(row)
             if request is None:
                 continue
             request.num_steps += 1
+            if request.num_steps == 1:
+                request.pixels = {}  # it will not begin anew
             (self._stats.first_token if request.num_steps == 1 else self._stats.token).add(now - request.last_time)
             request.last_time = now
             end: FinishReason | None = "length" if request.num_steps == row.sampling.max_new_tokens else None
@@ -430,12 +457,11 @@ class Scheduler:
                 end = "stop"
             new = () if end == "stop" else (token_id,)
             self._stats.answer_tokens += len(new)
-            news.append(_News(request, new, end))
+            self._news.append(_News(request, new, end))
+            is_urgent |= request.num_steps == 1 or end is not None
             if end is not None:
                 self._leave(request, end)
-        self._post(news)
-
-
-def _deliver(news: Sequence[_News]) -> None:
-    for request, token_ids, end in news:
-        request.stream.receive(token_ids, end)
+        if is_urgent:
+            news, self._news = self._news, []
+            self._rest_until = now + _MAX_REST_SECONDS  # until `_rest` knows better
+            self._post(news)
