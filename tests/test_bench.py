@@ -330,6 +330,40 @@ def test_the_benchmarks_run_on_a_tiny_model(load: Callable[[str], ModuleType], t
     json.dumps(figures)
 
 
+def test_rows_that_share_steps_answer_as_alone(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    load("job").make_model(tmp_path / "model", load("job").BUILT_IN, tiny=True)
+    load("job").make_images(tmp_path, 3)
+    serve = load("serve")
+    adapters = serve.write_adapters(tmp_path, 4, side=56)
+    prompts = serve.Prompts(tmp_path, serve.Images(tmp_path).examples)
+    equality = serve.measure_equality(tmp_path, adapters, prompts, 4)
+    assert (equality["answers"], equality["equal"], equality["partings"]) == (3, 3, [])
+    exact = serve.build_generator(tmp_path, adapters[0], prompts.features)
+    parting = serve.compare_logits(exact, exact, prompts.encoded[0], [5, 6, 7], 1, use_adapter=True)
+    assert (parting["rms_error"], parting["gap"] > 0) == (0, True)
+    assert serve.time_steps(serve.build_batch(tmp_path, adapters, prompts), prompts.encoded, [None, 3], 4) > 0
+
+
+def test_a_streamed_answer_is_read(load: Callable[[str], ModuleType]) -> None:
+    """Text comes with the second event; the tokens are those of the usage."""
+    deltas = [{"role": "assistant", "content": ""}, {"content": "A "}, {"content": "car."}, {}]
+    events = [{"choices": [{"delta": delta}], "usage": None} for delta in deltas]
+    events.append({"choices": [], "usage": {"completion_tokens": 3}})
+    parts = ["HTTP/1.1 200 OK\r\n\r\n", *(f"data: {json.dumps(event)}\n\n" for event in events), "data: [DONE]\n\n"]
+    arrivals = [(len("".join(parts[: i + 1])), 10.0 + i) for i in range(len(parts))]
+    read_answer = load("chat_clients").read_answer
+    answer = read_answer("".join(parts).encode(), arrivals, asked=9.0)
+    assert (answer["text"], answer["tokens"], answer["chunks"], answer["complete"]) == ("A car.", 3, 2, True)
+    assert (answer["first_s"], answer["last_s"]) == (3.0, 4.0)
+    assert not read_answer("".join(parts[:-1]).encode(), arrivals, asked=9.0)["complete"]
+    serve = load("serve")
+    figures = serve.summarize([answer | {"asked": 9.0}, answer | {"asked": 10.0}])
+    assert (figures["tokens"], figures["tokens_per_s"], figures["ms_per_token"]) == (6, 6 / 5, 500)
+    predict = {f"batch {n}": {"ms_per_token": 400, "whole_s": 5.0, "tokens_per_s": 2.0} for n in (1, 32)}
+    targets = serve.compare_targets({"predict": predict, "served": {"1 user": figures, "32 users": figures}})
+    assert (targets["one_user_times_predict"], targets["32_users_share_of_predict"]) == (1.25, 0.6)
+
+
 def test_several_gpus_are_compared_with_one(load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of the trainer in two ranks, whole and sharded; their ratios."""
     gpus, gpu_steps, name = load("gpus"), load("gpu_steps"), "Qwen2-VL-2B"
