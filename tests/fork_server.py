@@ -116,6 +116,8 @@ def start_program(request: dict[str, Any], streams: "array.array[int]") -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if constants := sys.modules.get("huggingface_hub.constants"):
             importlib.reload(constants)  # it reads the environment once
+        if temporary := sys.modules.get("tempfile"):
+            temporary.tempdir = None  # so does it
         sys.executable = os.environ.get("FORK_EXECUTABLE", sys.executable)
         program, *arguments = request["command"]
         sys.argv = [program, *arguments]

@@ -67,6 +67,7 @@ class HttpServer:
     def __init__(self, app: Any, port: socket.socket, on_stop: Callable[[], None] = lambda: None) -> None:
         self._port = port
         self._error: BaseException | None = None
+        self._has_ended = threading.Event()
         # Nothing that depends on which of uvicorn's optional packages are installed, and no trust in a proxy's headers.
         config = uvicorn.Config(
             app, loop="asyncio", http="h11", ws="none", lifespan="off", interface="asgi3", log_config=None,
@@ -97,9 +98,10 @@ class HttpServer:
         atexit.register(self.stop)
 
     def wait(self) -> None:
-        """Return when it has ended. Raises what ended it."""
-        while self._thread.is_alive():
-            self._thread.join(1)  # without a time, no signal would wake it on every system
+        """Return when it has ended. Raises what ended it, and KeyboardInterrupt."""
+        # Not Thread.join: after a KeyboardInterrupt there, Python 3.11 takes the thread for ended.
+        while not self._has_ended.wait(1):
+            pass
         self._raise_error()
 
     def stop(self) -> None:
@@ -116,6 +118,7 @@ class HttpServer:
         finally:
             self._port.close()
             self._server.is_open.set()
+            self._has_ended.set()
 
     def _raise_error(self) -> None:
         if self._error is not None:
