@@ -37,6 +37,7 @@ import PIL.Image
 import psutil
 
 TIMEOUT_S = 60
+START_LIMIT_S = 240
 MAX_UPLOAD_BYTES = 256 * 2**20
 MAX_BODY_BYTES = 32 * 2**20
 NUM_IMAGES = 6
@@ -395,7 +396,7 @@ def start_server(command: Sequence[str], folder: Path) -> Iterator[tuple[Server,
     with log.open("wb") as output:
         child = subprocess.Popen([*command, "--port", str(port)], stdout=output, stderr=output, env=environment)
     try:
-        deadline = time.monotonic() + TIMEOUT_S
+        deadline = time.monotonic() + START_LIMIT_S
         while not is_ready(port):
             if child.poll() is not None or time.monotonic() > deadline:
                 raise WrongError(f"the server does not start\n{log.read_text(errors='replace')}")
