@@ -4,6 +4,7 @@ An answer is one JSON object, or a stream of server-sent events. A client that g
 """
 
 import asyncio
+import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
@@ -48,25 +49,30 @@ class Answer:
         }
 
     async def iter_pieces(self) -> AsyncIterator[str]:
-        """The text piece by piece; an empty one after PAUSE_SECONDS without text. Raises ApiError where it fails."""
-        loop = asyncio.get_running_loop()
-        last = loop.time()
-        while not self.text.has_stopped:
-            try:
-                async with asyncio.timeout_at(last + PAUSE_SECONDS):
-                    token_ids = await anext(self.tokens)
-            except TimeoutError:
-                token_ids = []
-            except StopAsyncIteration:
-                break
-            except GenerationError as error:
-                raise build_generation_error(error) from error
-            piece = self.text.add(token_ids)
-            if piece or loop.time() >= last + PAUSE_SECONDS:
-                last = loop.time()
-                yield piece
-        if self.text.has_stopped:
-            self.tokens.cancel("stop")
+        """The text piece by piece; an empty one now and then if there is none for PAUSE_SECONDS. Raises ApiError where
+        it fails."""
+        loop, is_silent = asyncio.get_running_loop(), True
+        timer: asyncio.TimerHandle
+
+        def wake() -> None:  # a timeout for each token is a good part of the work
+            nonlocal timer
+            self.tokens.wake()
+            timer = loop.call_later(PAUSE_SECONDS, wake)
+
+        timer = loop.call_later(PAUSE_SECONDS, wake)
+        try:
+            async for token_ids in self.tokens:
+                piece = self.text.add(token_ids)
+                if piece or (is_silent and not token_ids):
+                    yield piece
+                is_silent = not token_ids or (is_silent and not piece)
+                if self.text.has_stopped:
+                    self.tokens.cancel("stop")
+                    break
+        except GenerationError as error:
+            raise build_generation_error(error) from error
+        finally:
+            timer.cancel()
         if rest := self.text.end():
             yield rest
 
@@ -164,12 +170,18 @@ async def iter_events(answer: Answer, first: str | None, rest: AsyncIterator[str
         usage = {"usage": None} if has_usage else {}
         return format_event(answer.build_body("chat.completion.chunk", [choice], **usage))
 
+    # All chunks with text are the same around it.
+    before, after = build_chunk({"content": _TEXT}).split(json.dumps(_TEXT))
+
+    def build_event(piece: str) -> str:
+        return f"{before}{json.dumps(piece, ensure_ascii=False)}{after}" if piece else _PING
+
     yield build_chunk({"role": "assistant", "content": ""})
     try:
         if first is not None:
-            yield build_chunk({"content": first}) if first else _PING
+            yield build_event(first)
             async for piece in rest:
-                yield build_chunk({"content": piece}) if piece else _PING
+                yield build_event(piece)
     except ApiError as error:
         yield error.to_event()
         return
@@ -179,6 +191,8 @@ async def iter_events(answer: Answer, first: str | None, rest: AsyncIterator[str
     yield "data: [DONE]\n\n"
 
 
+_TEXT = "\0"
+"""Stands for a text: no name of a model is this."""
 _PING = ": the answer is on its way\n\n"
 """A comment: clients skip it."""
 
