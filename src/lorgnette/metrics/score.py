@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float64
@@ -81,7 +81,7 @@ class Tally:
         sums: Float64[np.ndarray, "B K"] = weights @ self.counts
         return sums
 
-    def group(self, groups: Sequence[int]) -> Self:
+    def group(self, groups: Sequence[int]) -> "Tally":
         """The same value, but examples of one group (0, 1, …) are drawn together. groups: of each example."""
         counts = np.zeros((max(groups) + 1, self.counts.shape[1]))
         np.add.at(counts, groups, self.counts)
