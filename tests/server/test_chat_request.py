@@ -45,6 +45,7 @@ def test_what_is_not_supported_is_refused_by_its_name() -> None:
         "tool_choice": ["required"], "response_format": [{"type": "json_object"}, {"type": "json_schema"}],
         "audio": [{"voice": "a"}], "modalities": [["audio"]], "logit_bias": [{"3": 1}], "frequency_penalty": [0.5],
         "presence_penalty": [-1], "repetition_penalty": [1.1], "top_k": [20], "min_p": [0.1],
+        "ignore_eos": [True], "lora_path": ["captions"],
         "structured_outputs": [{"json": {}}],
     }  # fmt: skip
     for name, values in refused.items():

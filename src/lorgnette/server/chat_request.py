@@ -23,8 +23,10 @@ _NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},), "logit_bias": ({},), "modalities": (["text"],), "audio": (),
     "web_search_options": (), "frequency_penalty": (0,), "presence_penalty": (0,), "repetition_penalty": (1,),
-    "top_k": (-1, 0), "min_p": (0,), "min_tokens": (0,), "stop_token_ids": ([],), "structured_outputs": (),
-    "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (),
+    "top_k": (-1, 0), "min_p": (0,), "min_tokens": (0,), "bad_words": ([],), "ignore_eos": (False,), "echo": (False,),
+    "stop_token_ids": ([],), "include_stop_str_in_output": (False,), "continue_final_message": (False,),
+    "structured_outputs": (), "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (),
+    "lora_path": (),
 }  # fmt: skip
 """Keys that are not supported → the values beside null that ask for nothing."""
 _HINTS = {
