@@ -140,8 +140,11 @@ def test_images_are_dropped_pasted_chosen_and_photographed(
         assert phone.view.evaluate(below)
         phone.prompt.press("Enter")
         phone.wait("done")
-        while phone.view.evaluate(below):  # the page scrolls to the answers
+        for _ in range(500):  # the page scrolls to the answers
+            if not phone.view.evaluate(below):
+                break
             phone.view.wait_for_timeout(20)
+        assert not phone.view.evaluate(below)
         assert phone.view.evaluate("document.activeElement.id") != "prompt"  # the keyboard is closed
     with open_page(fake_server) as page:
         assert not page.view.get_by_text("Take a photo").is_visible()
@@ -346,6 +349,31 @@ def test_answers_and_names_enter_as_text(open_page: Callable[..., Any], fake_ser
     html = render_page(build_models(name), has_api_key=False)
     assert "<script>alert" not in html
     assert name in unescape(html)
+
+
+def test_boxes_are_drawn_over_the_image(open_page: Callable[..., Any], fake_server: Any, photo: Path) -> None:
+    """In pixels of the file: 48 × 36 here, and the model counts thousandths."""
+    fake_server.scheduler.answers = {None: '{"bbox_2d": [100, 250, 500, 750], "label": "<b>"}', 0: "[500, 500]"}
+    with open_page(fake_server) as page:
+        page.choose(photo)
+        page.view.keyboard.press("Enter")
+        page.wait("done")
+        assert page.view.locator("#boxes .boxes1 .line").get_attribute("d") == "M4.8 9H24V27H4.8Z"
+        assert page.view.locator("#boxes .boxes1 text").text_content() == "<b>"
+        assert page.view.locator("#boxes .boxes2 .line.point").get_attribute("d") == "M24 18h0"
+        assert page.card("base").locator(".box-key").text_content() == "1 box"
+        same = "['image', 'boxes'].map(id => JSON.stringify(document.getElementById(id).getBoundingClientRect()))"
+        assert len(set(page.view.evaluate(same))) == 1
+        page.choose(photo)
+        assert page.view.locator("#boxes g").count() == 0
+    with open_page(fake_server, complaints=2) as page:
+        ask = """body => fetch("/boxes", {method: "POST", headers: {"Content-Type": "application/json"},
+          body: JSON.stringify(body)}).then(async response => [response.status, await response.text()])"""
+        answer = {"model": "base", "text": "[1,2,3,4]" * 200, "width": 9, "height": 9}
+        status, text = page.view.evaluate(ask, answer)
+        assert (status, len(json.loads(text)["boxes"])) == (200, 100)
+        assert page.view.evaluate(ask, {**answer, "width": 0})[0] == 400
+        assert page.view.evaluate(ask, {**answer, "model": "none"})[0] == 404
 
 
 def build_models(*names: str, sizes: tuple[Any, ...] = ((280, 308),)) -> Any:

@@ -5,11 +5,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from lorgnette.processing.boxes import ImageSize, parse_boxes
 from lorgnette.report.html import templates
+from lorgnette.server.api_errors import ApiError
 from lorgnette.server.guard import MAX_BODY_BYTES
 
 if TYPE_CHECKING:
@@ -23,6 +27,17 @@ _ACCEPTED = "image/jpeg,image/png,image/webp,image/gif,image/bmp,image/avif"
 """What the API takes and browsers show. An iPhone turns its HEIC into JPEG then."""
 _MAX_NAMES = 3
 """Adapters that the title names."""
+_MAX_BOXES = 100
+"""Of an answer: more cannot be told apart."""
+
+
+class AnswerText(BaseModel):
+    """The body of `POST /boxes`: an answer about an image of width × height pixels, as people see it."""
+
+    model: str
+    text: str = Field(max_length=2**16)
+    width: int = Field(ge=1, le=2**16)
+    height: int = Field(ge=1, le=2**16)
 
 
 def build_page_routes(models: "ModelSet", *, has_api_key: bool) -> list[Route]:
@@ -32,7 +47,24 @@ def build_page_routes(models: "ModelSet", *, has_api_key: bool) -> list[Route]:
     async def get_page(_: Request) -> Response:
         return HTMLResponse(html)
 
-    return [Route("/", get_page), *build_static_routes()]
+    async def post_boxes(request: Request) -> Response:
+        try:
+            answer = AnswerText.model_validate_json(await request.body())
+        except ValidationError as error:
+            raise ApiError(400, f"the body is no answer with its image's size: {error.errors()[0]['msg']}") from None
+        return JSONResponse({"boxes": await run_in_threadpool(find_boxes, models, answer)})
+
+    return [Route("/", get_page), Route("/boxes", post_boxes, methods=["POST"]), *build_static_routes()]
+
+
+def find_boxes(models: "ModelSet", answer: AnswerText) -> list[dict[str, Any]]:
+    """The boxes and points in an answer, in pixels of the image. Raises ApiError for an unknown model."""
+    if (model := models.find(answer.model)) is None:
+        raise ApiError(404, f"there is no model {answer.model[:100]!r}", param="model", code="model_not_found")
+    resized_height, resized_width = model.processor.image_processor.compute_size(answer.width, answer.height)
+    size = ImageSize(answer.width, answer.height, resized_width, resized_height)
+    found = parse_boxes(answer.text, model.processor.box_convention, size)[:_MAX_BOXES]
+    return [{"corners": box.corners, "label": box.label} for box, *_ in found]
 
 
 def build_static_routes() -> list[Route]:
@@ -51,7 +83,7 @@ def read_static_files() -> tuple[tuple[str, bytes, str], ...]:
 def render_page(models: "ModelSet", *, has_api_key: bool) -> str:
     """The page's HTML, with a place for each model's answer: the base model's first."""
     adapters = [model.name for model in models.models if model.parent]
-    base_name = models.base_model.rsplit("/", 1)[-1]
+    base_name = "built-in model" if models.base_model == "demo" else models.base_model.rsplit("/", 1)[-1]
     ordered = sorted(models.models, key=lambda model: model.parent is not None)
     cards = [_describe_model(model, "Untuned" if adapters else base_name) for model in ordered]
     return templates.render(

@@ -1,5 +1,6 @@
 /* Asks the served models about an image, and shows their answers beside each other while they come. */
 
+import { drawBoxes, findBoxes } from "./box_layer.js";
 import { streamChat } from "./chat_stream.js";
 import { connectCopyButtons } from "./copy.js";
 import { formatCurl, formatPython } from "./examples.js";
@@ -12,7 +13,7 @@ const [form, promptField, status] = ["form", "prompt", "status"].map(byId);
 const boxes = [...document.querySelectorAll("[name=model]")];
 const hasMouse = matchMedia("(pointer: fine)").matches;
 
-/* answers: by model's name; { text, seconds, state, problem }, with the state busy, done, cut, stopped or failed.
+/* answers: by model's name; { text, seconds, state, problem, boxes }, with the state busy, done, cut, stopped or failed.
  * question: what they answer. */
 const store = new Store({ image: null, prompt: "", chosen: [], question: null, answers: {}, problem: "" });
 const controllers = new Map();
@@ -35,7 +36,7 @@ const answer = async (name) => {
   let text = "";
   const update = (change) => {
     if (controllers.get(name) !== controller) return;  // another question has taken its place
-    const seconds = (performance.now() - begin) / 1000, own = { text, seconds, problem: "", ...change };
+    const seconds = (performance.now() - begin) / 1000, own = { text, seconds, problem: "", boxes: [], ...change };
     store.set({ answers: { ...store.state.answers, [name]: own } });
     if (own.state !== "busy") announce(`${titles.get(name)}: ${own.text} ${own.problem}${formatFacts(name, own)}`);
   };
@@ -46,7 +47,7 @@ const answer = async (name) => {
   try {
     const onText = (piece) => { text += piece; update({ state: "busy" }); };
     const reason = await streamChat({ model: name, messages: [{ role: "user", content }] }, { signal: controller.signal, onText });
-    update({ state: reason === "length" ? "cut" : "done" });
+    update({ state: reason === "length" ? "cut" : "done", boxes: await findBoxes(name, text, image, controller.signal) });
   } catch (error) {
     update(controller.signal.aborted ? { state: "stopped" } : { state: "failed", problem: explain(error) });
   }
@@ -113,16 +114,22 @@ const drawImage = ({ image }) => {
   setText(byId("file-facts"), image ? `${image.name} · ${image.width} × ${image.height}` : "");
 };
 
-const drawAnswers = ({ answers, chosen, problem }) => {
+const drawAnswers = ({ answers, chosen, image, problem }) => {
   for (const card of document.querySelectorAll(".answer")) {
-    const name = card.dataset.model, own = answers[name] ?? { text: "", state: "", problem: "" };
+    const name = card.dataset.model, own = answers[name] ?? { text: "", state: "", problem: "", boxes: [] };
     card.hidden = !chosen.includes(name);
     card.dataset.state = own.state;
     card.setAttribute("aria-busy", own.state === "busy");
     card.querySelector(".text").textContent = own.text;
     setText(card.querySelector(".problem"), own.problem);
+    const key = card.querySelector(".box-key");
+    key.hidden = !own.boxes.length;
+    key.querySelector("span").textContent = own.boxes.length === 1 ? "1 box" : `${own.boxes.length} boxes`;
     card.querySelector(".progress").textContent = own.state ? formatFacts(name, own) : "";
   }
+  const shown = chosen.filter((name) => answers[name]?.boxes.length);
+  const layers = shown.map((name) => ({ style: `boxes${models.findIndex((model) => model.name === name) % 6 + 1}`, boxes: answers[name].boxes }));
+  drawBoxes(byId("boxes"), image ?? { width: 1, height: 1 }, layers);
   setText(byId("problem"), problem);
   const button = byId("stop"), hadFocus = document.activeElement === button;
   button.hidden = !isBusy();
