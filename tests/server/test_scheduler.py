@@ -1,10 +1,12 @@
 """Requests join and leave on the device thread; whatever happens there, every stream ends and says how."""
 
 import asyncio
+import gc
 import random
 import sys
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -373,6 +375,26 @@ def test_closing_ends_all_streams() -> None:
                 scheduler.submit(make_row(1), {})
 
     play(scene)
+
+
+def test_an_answer_s_memory_goes_with_its_reader() -> None:
+    """No cycle of references keeps it until the garbage collector runs."""
+
+    async def scene() -> None:
+        async with run(StubBatch()) as scheduler:
+            stream = scheduler.submit(make_row(1, 2), {})
+            assert await read(stream) == [1, 2]
+            await wait_until(lambda: not scheduler.stats().running)
+            await read(scheduler.submit(make_row(3), {}))  # the device thread's variables are another's
+            kept = weakref.ref(stream)
+            del stream
+            assert kept() is None
+
+    gc.disable()
+    try:
+        play(scene)
+    finally:
+        gc.enable()
 
 
 def test_the_event_loop_lends_python_s_lock_for_a_short_time_only() -> None:

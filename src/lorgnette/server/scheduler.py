@@ -70,20 +70,19 @@ class TokenStream:
     def __init__(self, on_cancel: Callable[[Outcome], None]) -> None:
         self.finish_reason: FinishReason | None = None
         self.num_tokens = 0
-        self._on_cancel = on_cancel
+        self._on_cancel: Callable[[Outcome], None] | None = on_cancel  # None after the end
         self._token_ids: list[int] = []
         self._error: GenerationError | None = None
-        self._has_ended = False
         self._has_news = asyncio.Event()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> list[int]:
-        if not (self._token_ids or self._has_ended):
+        if not self._token_ids and self._on_cancel is not None:
             self._has_news.clear()
             await self._has_news.wait()
-        if self._has_ended and not self._token_ids:
+        if not self._token_ids and self._on_cancel is None:
             raise StopAsyncIteration if self._error is None else self._error
         token_ids, self._token_ids = self._token_ids, []
         return token_ids
@@ -95,22 +94,23 @@ class TokenStream:
     def cancel(self, outcome: Outcome = "cancelled") -> None:
         """End the answer; its row is free after the current step. outcome: for the numbers; "stop" if it is complete.
         Does nothing after the end."""
-        if not self._has_ended:
-            self._has_ended = True
+        if self._on_cancel is not None:
+            on_cancel, self._on_cancel = self._on_cancel, None
             self._has_news.set()
-            self._on_cancel(outcome)
+            on_cancel(outcome)
 
     def receive(self, token_ids: Sequence[int], end: FinishReason | GenerationError | None) -> None:
         """Take new tokens, and the end. What comes after the end is ignored."""
-        if self._has_ended:
+        if self._on_cancel is None:
             return
         self._token_ids += token_ids
         self.num_tokens += len(token_ids)
-        self._has_ended = end is not None
         if isinstance(end, GenerationError):
             self._error = end
         else:
             self.finish_reason = end
+        if end is not None:
+            self._on_cancel = None
         self._has_news.set()
 
 
