@@ -118,7 +118,7 @@ def _run_decoder(size: ModelSize, dtype: Any) -> None:
     decoder.compute_losses(decoder.forward(inputs.x, inputs.batch, None, recompute_layers=2))
     generator = Generator(decoder, features)  # type: ignore[arg-type]
     for slots in _SLOTS:
-        generator._run_decode_step(KVCache.from_config(CacheShape(8, slots), decoder.config, device, dtype), True)
+        generator._run_decode_step(KVCache.from_config(CacheShape(8, slots), decoder.config, device, dtype), True, None)
 
 
 def _run_tower(size: ModelSize, dtype: Any) -> None:
