@@ -153,7 +153,7 @@ def test_caches_of_texts_and_images_are_bounded(
     assert processor.tokenizer.encode_cached.cache_info().currsize < 10
 
 
-def test_requests_wait_for_two_threads_only_so_far(
+def test_requests_wait_for_the_threads_only_so_far(
     encoder: PromptEncoder, model: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go, names = threading.Event(), set[str]()
@@ -166,7 +166,7 @@ def test_requests_wait_for_two_threads_only_so_far(
     async def ask() -> list[Any]:
         message = Message.model_validate({"role": "user", "content": "x" * 10})
         tasks = [asyncio.create_task(encoder.encode(model, [message])) for _ in range(6)]
-        while len(names) < 2:
+        while len(names) < prompts.NUM_THREADS:
             await asyncio.sleep(0.001)
         tasks[3].cancel()
         go.set()
@@ -175,7 +175,7 @@ def test_requests_wait_for_two_threads_only_so_far(
     monkeypatch.setattr(encoder, "_encode", wait)
     monkeypatch.setattr(prompts, "MAX_PENDING", 4)
     results = asyncio.run(ask())
-    assert len(names) == 2
+    assert len(names) == prompts.NUM_THREADS
     assert [type(result) for result in results[:4]] == [tuple, tuple, tuple, asyncio.CancelledError]
     assert all(isinstance(result, TooManyPromptsError) for result in results[4:])
     assert encoder._pending == []

@@ -2,10 +2,12 @@
 
     messages ─ uploads ─▶ record ─ data/formats/messages.py ─▶ Example ─ Processor.encode ─▶ Encoded, pixels
 
-Two threads do the work, so that the event loop only moves bytes, and two images are decoded at once at most.
+A few threads do the work, so that the event loop only moves bytes. They decode no more pixels at once than
+`data.images.decode_budget` has.
 """
 
 import asyncio
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +30,8 @@ from lorgnette.server.models import ServedModel
 from lorgnette.server.uploads import MAX_IMAGES, UploadStore, explain_upload
 from lorgnette.types import Encoded, Example, ImageGrid
 
+NUM_THREADS = min(max((os.cpu_count() or 1) // 4, 2), 4)
+"""A photograph takes a thread some milliseconds. More threads would hold Python's lock against the device thread."""
 MAX_PENDING, MAX_PENDING_CHARACTERS = 64, 2**28
 """Requests that wait for a thread, and the characters of their texts and images: they are in memory."""
 MAX_CHARACTERS = 2**18
@@ -50,7 +54,7 @@ class PromptEncoder:
 
     def __init__(self, uploads: UploadStore) -> None:
         self._uploads = uploads
-        self._pool = ThreadPoolExecutor(2, "lorgnette prompts")
+        self._pool = ThreadPoolExecutor(NUM_THREADS, "lorgnette prompts")
         self._pending: list[int] = []
         self._pixels = PixelLru(MAX_PIXEL_BYTES)
         self._numbers: dict[ProcessorSettings, int] = {}
