@@ -358,9 +358,9 @@ def test_boxes_are_drawn_over_the_image(open_page: Callable[..., Any], fake_serv
         page.choose(photo)
         page.view.keyboard.press("Enter")
         page.wait("done")
-        assert page.view.locator("#boxes .boxes1 .line").get_attribute("d") == "M4.8 9H24V27H4.8Z"
-        assert page.view.locator("#boxes .boxes1 text").text_content() == "<b>"
-        assert page.view.locator("#boxes .boxes2 .line.point").get_attribute("d") == "M24 18h0"
+        assert page.view.locator("#boxes .boxes2 .line").get_attribute("d") == "M4.8 9H24V27H4.8Z"
+        assert page.view.locator("#boxes .boxes2 text").text_content() == "<b>"
+        assert page.view.locator("#boxes .boxes1 .line.point").get_attribute("d") == "M24 18h0"
         assert page.card("base").locator(".box-key").text_content() == "1 box"
         same = "['image', 'boxes'].map(id => JSON.stringify(document.getElementById(id).getBoundingClientRect()))"
         assert len(set(page.view.evaluate(same))) == 1

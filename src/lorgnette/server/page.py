@@ -27,6 +27,8 @@ _ACCEPTED = "image/jpeg,image/png,image/webp,image/gif,image/bmp,image/avif"
 """What the API takes and browsers show. An iPhone turns its HEIC into JPEG then."""
 _MAX_NAMES = 3
 """Adapters that the title names."""
+_BOX_STYLES = ("boxes2", "boxes1", "boxes3", "boxes4", "boxes5", "boxes6")
+"""Classes of base.css: the base model's, then the adapters', of which the first is green."""
 _MAX_BOXES = 100
 """Of an answer: more cannot be told apart."""
 
@@ -85,7 +87,7 @@ def render_page(models: "ModelSet", *, has_api_key: bool) -> str:
     adapters = [model.name for model in models.models if model.parent]
     base_name = "built-in model" if models.base_model == "demo" else models.base_model.rsplit("/", 1)[-1]
     ordered = sorted(models.models, key=lambda model: model.parent is not None)
-    cards = [_describe_model(model, "Untuned" if adapters else base_name) for model in ordered]
+    cards = [_describe_model(i, model, "Untuned" if adapters else base_name) for i, model in enumerate(ordered)]
     return templates.render(
         "serve.html.j2",
         template_folder=_STATIC,
@@ -97,8 +99,9 @@ def render_page(models: "ModelSet", *, has_api_key: bool) -> str:
     )
 
 
-def _describe_model(model: "ServedModel", base_title: str) -> dict[str, Any]:
+def _describe_model(index: int, model: "ServedModel", base_title: str) -> dict[str, Any]:
     return {
+        "box_style": _BOX_STYLES[index % len(_BOX_STYLES)],
         "name": model.name,
         "title": model.name if model.parent else base_title,
         "is_base": model.parent is None,

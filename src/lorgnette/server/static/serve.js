@@ -33,12 +33,13 @@ const ask = () => {
 
 const answer = async (name) => {
   const { image, prompt } = store.state.question, controller = new AbortController(), begin = performance.now();
+  const count = () => (performance.now() - begin) / 1000;
   let text = "";
   const update = (change) => {
     if (controllers.get(name) !== controller) return;  // another question has taken its place
-    const seconds = (performance.now() - begin) / 1000, own = { text, seconds, problem: "", boxes: [], ...change };
+    const own = { text, seconds: count(), problem: "", boxes: [], ...change };
     store.set({ answers: { ...store.state.answers, [name]: own } });
-    if (own.state !== "busy") announce(`${titles.get(name)}: ${own.text} ${own.problem}${formatFacts(name, own)}`);
+    if (own.state !== "busy") announce([`${titles.get(name)}:`, text, own.problem, formatFacts(name, own)].filter(Boolean).join(" "));
   };
   controllers.set(name, controller);
   update({ state: "busy" });
@@ -47,7 +48,8 @@ const answer = async (name) => {
   try {
     const onText = (piece) => { text += piece; update({ state: "busy" }); };
     const reason = await streamChat({ model: name, messages: [{ role: "user", content }] }, { signal: controller.signal, onText });
-    update({ state: reason === "length" ? "cut" : "done", boxes: await findBoxes(name, text, image, controller.signal) });
+    const seconds = count(), boxes = await findBoxes(name, text, image, controller.signal);
+    update({ state: reason === "length" ? "cut" : "done", seconds, boxes });
   } catch (error) {
     update(controller.signal.aborted ? { state: "stopped" } : { state: "failed", problem: explain(error) });
   }
@@ -124,11 +126,11 @@ const drawAnswers = ({ answers, chosen, image, problem }) => {
     setText(card.querySelector(".problem"), own.problem);
     const key = card.querySelector(".box-key");
     key.hidden = !own.boxes.length;
-    key.querySelector("span").textContent = own.boxes.length === 1 ? "1 box" : `${own.boxes.length} boxes`;
+    key.querySelector(".num-boxes").textContent = own.boxes.length === 1 ? "1 box" : `${own.boxes.length} boxes`;
     card.querySelector(".progress").textContent = own.state ? formatFacts(name, own) : "";
   }
-  const shown = chosen.filter((name) => answers[name]?.boxes.length);
-  const layers = shown.map((name) => ({ style: `boxes${models.findIndex((model) => model.name === name) % 6 + 1}`, boxes: answers[name].boxes }));
+  const shown = models.filter(({ name }) => chosen.includes(name) && answers[name]?.boxes.length);
+  const layers = shown.map(({ name, box_style: style }) => ({ style, boxes: answers[name].boxes }));
   drawBoxes(byId("boxes"), image ?? { width: 1, height: 1 }, layers);
   setText(byId("problem"), problem);
   const button = byId("stop"), hadFocus = document.activeElement === button;
