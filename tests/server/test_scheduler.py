@@ -3,9 +3,7 @@
 import asyncio
 import gc
 import random
-import sys
 import threading
-import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -146,30 +144,6 @@ def test_tokens_that_wait_come_together() -> None:
             stream = scheduler.submit(make_row(1, 2, 3, 4), {})
             await wait_until(lambda: stream.finish_reason is not None)
             assert [ids async for ids in stream] == [[1, 2, 3, 4]]
-
-    play(scene)
-
-
-@pytest.mark.parametrize("share", [1.0, 0.2])
-def test_a_slow_reader_gets_several_tokens_at_once(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The event loop is not busy all of the time; without a limit it would be."""
-    monkeypatch.setattr("lorgnette.server.scheduler._LOOP_SHARE", share)
-
-    async def scene() -> None:
-        batch = StubBatch(on_step=lambda: time.sleep(0.001))
-        async with run(batch) as scheduler:
-            stream, chunks, start = (
-                scheduler.submit(make_row(*range(90), max_new_tokens=90), {}),
-                [],
-                time.perf_counter(),
-            )
-            async for token_ids in stream:
-                time.sleep(0.004)
-                chunks.append(token_ids)
-            assert [token_id for ids in chunks for token_id in ids] == list(range(90))
-            assert len(chunks[0]) == 1
-            busy = 0.004 * len(chunks) / (time.perf_counter() - start)
-            assert (busy < 0.4) == (share < 1)
 
     play(scene)
 
@@ -395,17 +369,6 @@ def test_an_answer_s_memory_goes_with_its_reader() -> None:
         play(scene)
     finally:
         gc.enable()
-
-
-def test_the_event_loop_lends_python_s_lock_for_a_short_time_only() -> None:
-    before = sys.getswitchinterval()
-
-    async def scene() -> None:
-        async with run(StubBatch()):
-            assert sys.getswitchinterval() == pytest.approx(0.0005)
-
-    play(scene)
-    assert sys.getswitchinterval() == before
 
 
 def test_nothing_is_answered_before_the_warm_up() -> None:

@@ -8,7 +8,6 @@ here; texts and stop strings are asyncio's work.
 """
 
 import asyncio
-import sys
 import threading
 import time
 import traceback
@@ -34,12 +33,6 @@ State = Literal["loading", "ready", "lost", "closed"]
 MAX_WAITING = 64
 MAX_STEP_SECONDS = 30.0
 """A GPU that takes longer for a step counts as lost."""
-_SWITCH_SECONDS = 0.0005
-"""How long the event loop may keep Python's lock from the device thread; Python's own 5 ms are a whole decode step."""
-_LOOP_SHARE = 0.25
-"""Of the time, at most, in which the event loop writes tokens: it has Python's lock then, and the device thread waits.
-Tokens that come faster are handed over together; the first of an answer and its end at once."""
-_MAX_REST_SECONDS = 0.1
 _WATCH_SECONDS = 1.0
 _CLOSE_SECONDS = 10.0
 
@@ -166,10 +159,6 @@ class Scheduler:
         self._waiting: deque[_Request] = deque()
         self._running: dict[DecodeRow, _Request] = {}
         self._has_cancelled = False
-        self._news: list[_News] = []  # of the device thread
-        self._rest_until = 0.0  # for the event loop
-        self._switch_interval = sys.getswitchinterval()
-        sys.setswitchinterval(_SWITCH_SECONDS)
         self._thread = threading.Thread(target=self._run, name="lorgnette device", daemon=True)
         self._thread.start()
 
@@ -242,7 +231,6 @@ class Scheduler:
         """End all streams with an error, and the thread after its step."""
         self._fail_all("closed")
         self._thread.join(_CLOSE_SECONDS)
-        sys.setswitchinterval(self._switch_interval)
 
     def _explain_state(self) -> GenerationError:
         if self.state == "loading":
@@ -278,23 +266,12 @@ class Scheduler:
             by_loop[each.request.loop].append(each)
         for loop, own in by_loop.items():
             try:
-                loop.call_soon_threadsafe(self._deliver, own)
+                loop.call_soon_threadsafe(_deliver, own)
             except RuntimeError:  # the loop is closed: nobody reads these streams
                 for each in own:
                     self._cancel(each.request, "cancelled")
 
     # On the event loop's thread:
-
-    def _deliver(self, news: Sequence[_News]) -> None:
-        start = time.perf_counter()
-        for request, token_ids, end in news:
-            request.stream.receive(token_ids, end)
-        # The tasks that wait for these tokens run before what is called now.
-        asyncio.get_running_loop().call_soon(self._rest, start)
-
-    def _rest(self, start: float) -> None:
-        now = time.perf_counter()
-        self._rest_until = now + (now - start) * (1 / _LOOP_SHARE - 1)
 
     def _cancel(self, request: _Request, outcome: Outcome) -> None:
         with self._condition:
@@ -442,7 +419,7 @@ class Scheduler:
             self._fail_step()
             return
         now = time.perf_counter()
-        is_urgent = now >= self._rest_until
+        news: list[_News] = []
         for row, token_id in tokens:
             request = self._running.get(row)
             if request is None:
@@ -457,11 +434,12 @@ class Scheduler:
                 end = "stop"
             new = () if end == "stop" else (token_id,)
             self._stats.answer_tokens += len(new)
-            self._news.append(_News(request, new, end))
-            is_urgent |= request.num_steps == 1 or end is not None
+            news.append(_News(request, new, end))
             if end is not None:
                 self._leave(request, end)
-        if is_urgent:
-            news, self._news = self._news, []
-            self._rest_until = now + _MAX_REST_SECONDS  # until `_rest` knows better
-            self._post(news)
+        self._post(news)
+
+
+def _deliver(news: Sequence[_News]) -> None:
+    for request, token_ids, end in news:
+        request.stream.receive(token_ids, end)
