@@ -48,7 +48,7 @@ class ServerHandle:
         self._encoder = encoder
 
     def __repr__(self) -> str:
-        return f"<lorgnette server {self.api_url!r}{'' if self._server else ', stopped'}>"
+        return f"<lorgnette.ServerHandle {self.api_url!r}{'' if self._server else ', stopped'}>"
 
     def __enter__(self) -> Self:
         return self
