@@ -143,6 +143,7 @@ class PixelLru:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._images: OrderedDict[ImageGrid, Future[Pixels]] = OrderedDict()
+        self._num_bytes = 0
         self._lock = Lock()
 
     def get(self, grid: ImageGrid, image_processor: ImageProcessor) -> Pixels:
@@ -155,23 +156,22 @@ class PixelLru:
             self._images.move_to_end(grid)
         if is_new:
             try:
-                future.set_result(load_resized(grid.image.path, image_processor.resize))
+                pixels = load_resized(grid.image.path, image_processor.resize)
             except BaseException as error:
                 with self._lock:
-                    self._images.pop(grid, None)
+                    del self._images[grid]
                 future.set_exception(error)
-            self._evict()
+            else:
+                with self._lock:
+                    future.set_result(pixels)
+                    self._num_bytes += pixels.nbytes
+                    self._evict()
         return future.result()
 
     def _evict(self) -> None:
-        with self._lock:
-            done = {g: f.result().nbytes for g, f in self._images.items() if f.done() and f.exception() is None}
-            excess = sum(done.values()) - self._max_bytes
-            for grid, num_bytes in done.items():
-                if excess <= 0:
-                    return
-                excess -= num_bytes
-                del self._images[grid]
+        while self._num_bytes > self._max_bytes and (oldest := next(iter(self._images.values()))).done():
+            self._images.popitem(last=False)
+            self._num_bytes -= oldest.result().nbytes
 
 
 def _read_example(record: dict[str, Any]) -> Example:
