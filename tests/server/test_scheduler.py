@@ -27,11 +27,14 @@ from lorgnette.inference.generator import Generator
 from lorgnette.inference.loading import ModelSpec
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.lora.peft_files import SavedAdapter
+from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.report.console import Terminal
+from lorgnette.resolve import BUILT_IN_MODEL
 from lorgnette.server.models import ModelSet, ServedModel, load_models
 from lorgnette.server.scheduler import GenerationError, QueueFullError, Scheduler, TokenStream
 from lorgnette.types import Encoded, Example, ImageGrid
 
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 END = 99
 FEATURES: Any = SimpleNamespace(encode=lambda pixels: None, clear=lambda: None, num_bytes=0)
 
@@ -464,26 +467,36 @@ def encode(models: ModelSet, name: str, example: Example) -> tuple[ServedModel, 
     return model, prompt, {grid: load_resized(grid.image.path, resize) for grid in prompt.grids}
 
 
-def test_answers_of_many_equal_those_generated_alone(
-    adapter_folders: dict[str, Path], conversations: list[Example]
-) -> None:
-    """Base model and two adapters, greedy and sampled, asked by eight tasks that come and go."""
+@pytest.fixture
+def models(
+    adapter_folders: dict[str, Path], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> ModelSet:
+    """`captions`, `colors` and `base`, in float32 on a CPU or on the device that the test names."""
+    monkeypatch.setattr("lorgnette.device.select_dtype", lambda *_: torch.float32)
     specs = {name: ModelSpec.from_names(None, folder, Terminal()) for name, folder in adapter_folders.items()}
-    models = load_models(specs, "cpu")
+    return load_models(specs, getattr(request, "param", "cpu"))
+
+
+@pytest.mark.parametrize("models", ["cpu", pytest.param("cuda", marks=CUDA)], indirect=True)
+def test_answers_of_many_equal_those_generated_alone(
+    models: ModelSet, adapter_folders: dict[str, Path], conversations: list[Example]
+) -> None:
+    """Base model and two adapters, greedy and sampled, asked by five tasks that come and go."""
     samplings = [SamplingParams(8, 1, temperature, top_p=0.9, seed=3) for temperature in (None, 1.5)]
     examples = {example.id: example for example in (conversations[0], conversations[2], conversations[4])}
-    work = [(name, id_, s) for name in (*specs, "base") for id_, s in zip(examples, [0, 1, 0], strict=True)]
+    names = [model.name for model in models.models]
+    work = [(name, id_, s) for name in names for id_, s in zip(examples, [0, 1, 0], strict=True)]
     expected = dict[tuple[str, str, int], str]()
     for name, id_, number in work:
         model = models.find(name)
         assert model is not None
-        saved = SavedAdapter.load(adapter_folders[name]) if name in specs else None
+        saved = SavedAdapter.load(adapter_folders[name]) if name in adapter_folders else None
         features = Features(models.features._tower, model.processor.image_processor, is_live=False)
-        loaded = load_fast_model(specs["captions"].checkpoint, saved, features, torch.float32)
-        generator = Generator(loaded.decoder, features)
+        loaded = load_fast_model(BaseCheckpoint.from_folder(BUILT_IN_MODEL), saved, features, torch.float32)
         [answer] = generate_answers(
-            generator, model.processor, [examples[id_]], samplings[number], adapter=saved and name
-        )
+            Generator(loaded.decoder, features), model.processor, [examples[id_]], samplings[number],
+            adapter=saved and name,
+        )  # fmt: skip
         expected[name, id_, number] = answer.text
     assert len(set(expected.values())) > 6
 
@@ -502,6 +515,37 @@ def test_answers_of_many_equal_those_generated_alone(
 
         await asyncio.gather(*(ask() for _ in range(5)))
         assert scheduler.stats().outcomes.total() == len(expected)
+        scheduler.close()
+
+    play(scene)
+
+
+def test_an_answer_that_begins_anew_is_the_same(models: ModelSet, conversations: list[Example]) -> None:
+    """After a step without memory its image is encoded again."""
+
+    async def scene() -> None:
+        scheduler = Scheduler.from_models(models)
+        scheduler.wait_until_ready()
+        model, prompt, pixels = encode(models, "captions", conversations[0])
+        step, sizes = scheduler._batch.step, list[int]()
+
+        def ask(max_new_tokens: int) -> TokenStream:
+            return scheduler.submit(DecodeRow(prompt, model.adapter, SamplingParams(max_new_tokens)), pixels)
+
+        def run_out() -> list[tuple[DecodeRow, int]]:
+            sizes.append(len(scheduler._running))
+            if sizes[-2:] == [1, 2]:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return step()
+
+        expected = await read(ask(4))
+        scheduler._batch.step = run_out  # type: ignore[method-assign]
+        first = ask(60)
+        await anext(first)
+        assert await read(ask(4)) == expected
+        with pytest.raises(GenerationError, match="out of memory"):
+            await read(first)
+        assert 2 in sizes
         scheduler.close()
 
     play(scene)
