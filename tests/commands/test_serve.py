@@ -58,12 +58,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         settings = config.load_settings(None, ["model=demo", *words])
         metadata = build_metadata(settings, checkpoint, Processor.from_folder(BUILT_IN_MODEL, settings.processor))
         shapes = AdapterShape.from_settings(checkpoint.load_text_config(), lora).factor_shapes()
-        state = {name: 0.05 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        state = {name: 0.08 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
         adapter = root / name / "adapter"
         adapter.mkdir(parents=True)
         peft_files.write_adapter(adapter, state, checkpoint.family, lora, metadata)
         (root / name / "config.yaml").touch()
-    for i in range(3):
+    for i in range(2):
         draw_scene(sample_scene(random.Random(i))).save(root / f"{i}.png")
     return root
 
@@ -102,7 +102,7 @@ def expected(folder: Path) -> Mapping[Question, str]:
                 texts[name, image] = str(row.tuned)
                 if run == "first":  # whose prompt and image size the base model has
                     texts["base", image] = str(row.base)
-    assert len(set(texts.values())) > 6  # else a confusion of models or images would not show
+    assert len(set(texts.values())) > 4  # else a confusion of models or images would not show
     return texts
 
 
