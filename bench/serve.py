@@ -122,13 +122,15 @@ def write_adapters(job: Path, num_tokens: int, side: int) -> list[Path]:
 
 
 class Images:
-    """Questions about the images of a job, each about another one until all were used."""
+    """Questions about the images of a job. first: those of all who are compared; `take` gives others, each another
+    until all were used."""
 
     def __init__(self, job: Path) -> None:
         paths = sorted((job / "images").glob("*.jpg"))
         turns = [(Turn("user", (Image(path), PROMPT)),) for path in paths]
         self.examples = [Example(f"{row}", turn, job, row) for row, turn in enumerate(turns, start=1)]
-        self._endless = itertools.cycle(self.examples)
+        self.first = self.examples[:32]
+        self._endless = itertools.cycle(self.examples[32:] or self.first)
 
     def take(self, count: int) -> list[Example]:
         return list(itertools.islice(self._endless, count))
@@ -473,7 +475,7 @@ class Comparison:
         self.job, self.num_tokens, self.images = job, num_tokens, Images(job)
         name_all_tokens(job / "model")
         self.adapters = write_adapters(job, num_tokens, side)
-        self.first = self.images.examples[:32]
+        self.first = self.images.first
         self.texts: dict[str, Texts] = {}
         self.runs: dict[str, tuple[float, Callable[[], Any]]] = {
             "predict": (20, self.run_predict), "served": (40, self.run_service), "equal": (20, self.run_equality),
