@@ -168,8 +168,9 @@ def measure_predict(model: LoadedModel, images: Images, num_tokens: int, batch_s
 
 
 def count_tokens(processor: Processor, prediction: Prediction, limit: int) -> int:
-    """Tokens of an answer without its end token. An answer that was cut off has as many as it may."""
-    return len(processor.tokenizer.encode(prediction.text)) if prediction.is_complete else limit
+    """Tokens of an answer without its end token. An answer that was cut off has as many as it may; a random text has
+    more by its letters."""
+    return min(len(processor.tokenizer.encode(prediction.text)), limit) if prediction.is_complete else limit
 
 
 # The command, and its users in other processes
