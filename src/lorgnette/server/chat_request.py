@@ -7,6 +7,7 @@ import secrets
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.server.api_errors import ApiError
@@ -83,9 +84,12 @@ class ChatRequest(_Loose):
         if body.count(b",") > _MAX_COMMAS:
             raise ApiError(400, f"the request has more than {_MAX_COMMAS:,} values")
         try:
-            request = cls.model_validate_json(body)
+            # Read before it is checked: in one call pydantic takes several times as long for large images.
+            request = cls.model_validate(from_json(body, allow_inf_nan=False))
         except ValidationError as error:
             raise _explain(error) from None
+        except ValueError as error:
+            raise ApiError(400, f"the body is no JSON: {error}") from None
         for name, value in (request.model_extra or {}).items():
             if name in _NO_EFFECT and value is not None and value not in _NO_EFFECT[name]:
                 message = f"{name} is not supported" + (f": {_HINTS[name]}" if name in _HINTS else "")
@@ -115,5 +119,5 @@ def _explain(error: ValidationError) -> ApiError:
     errors = error.errors(include_url=False, include_input=False)
     details = max(errors, key=lambda details: len(details["loc"]))
     where = ".".join(str(part) for part in details["loc"] if part not in _UNION_BRANCHES)
-    message = f"{where}: {details['msg']}" if where else details["msg"]
-    return ApiError(400, message, param=where or None)
+    reason = "Input should be an object" if details["type"] == "model_type" else details["msg"]
+    return ApiError(400, f"{where}: {reason}" if where else reason, param=where or None)
