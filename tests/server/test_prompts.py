@@ -220,3 +220,15 @@ def test_an_image_that_cannot_be_decoded_is_tried_again(
         images.get(grid, model.processor.image_processor)
     path.write_bytes(image_files[0].read_bytes())
     assert images.get(grid, model.processor.image_processor).shape[2] == 3
+
+
+def test_an_image_that_is_not_what_its_header_says_is_refused(
+    encode: Callable[..., Prompt], image_files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device thread trusts sizes, and answers nobody after an error of its own."""
+    load = prompts.load_resized
+    monkeypatch.setattr(prompts, "load_resized", lambda *words: load(*words)[:-28])
+    with pytest.raises(ApiError, match="another size than its header says") as info:
+        encode({"role": "user", "content": [image_part(image_files[0])]})
+    assert (info.value.status, info.value.param) == (400, "messages.0.content.0.image_url")
+    assert str(image_files[0].parent) not in info.value.message

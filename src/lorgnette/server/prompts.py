@@ -9,7 +9,7 @@ A few threads do the work, so that the event loop only moves bytes. They decode 
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -89,6 +89,7 @@ class PromptEncoder:
             try:
                 encoded = processor.encode(_read_example(record), add_generation_prompt=True)
                 pixels = {grid: self._pixels.get(grid, processor.image_processor) for grid in encoded.grids}
+                _check_sizes(pixels, processor.image_processor.patch_size)
             except OverlongError as error:
                 raise ApiError(400, error.message, param="messages", code="context_length_exceeded") from None
             except LorgnetteError as error:
@@ -172,6 +173,13 @@ class PixelLru:
         while self._num_bytes > self._max_bytes and (oldest := next(iter(self._images.values()))).done():
             self._images.popitem(last=False)
             self._num_bytes -= oldest.result().nbytes
+
+
+def _check_sizes(pixels: Mapping[ImageGrid, Pixels], patch_size: int) -> None:
+    """Raise LorgnetteError for an image that is not what its header says: it would be an error of the device thread."""
+    for grid, image in pixels.items():
+        if image.shape[:2] != (grid.h * patch_size, grid.w * patch_size):
+            raise LorgnetteError("the image has another size than its header says", where=str(grid.image.path))
 
 
 def _read_example(record: dict[str, Any]) -> Example:
