@@ -8,12 +8,20 @@ from typing import Any
 
 import pytest
 
+from lorgnette.config import LoraSettings
 from lorgnette.io.atomic import write_json
 from lorgnette.models.qwen2_vl.positions import compute_position_ids
 from lorgnette.processing.encoded_rows import EncodedRows, TextRow
 from lorgnette.report.manifest import build_manifest
 from lorgnette.report.run_log import RunLog
-from lorgnette.training.run_facts import describe_comparison, format_duration, list_facts, list_next_steps, sum_stages
+from lorgnette.training.run_facts import (
+    describe_comparison,
+    format_duration,
+    list_facts,
+    list_machine,
+    list_next_steps,
+    sum_stages,
+)
 from lorgnette.training.run_report import write_run_report
 from lorgnette.types import Example, Image, PredictionRow
 
@@ -38,6 +46,7 @@ def test_facts_have_units_and_names_but_no_folders(prepare_run: Callable[..., An
     facts = {label: value for group in groups.values() for label, value in group}
     assert facts["Total time"] == "2 min 8 s"  # of a resumed run both parts; decoding is a part of the features
     assert facts["Peak memory"] == "1.5 GiB of memory"
+    assert dict(list_machine({}, {"peak_gib": 2, "num_ranks": 3}))["Peak memory"].endswith("the largest of 3 processes")
     assert facts["Engine"] == "reference float32"
     assert facts["Files"] == "captions.csv"
     assert facts["Rows"] == "4 trained on, 2 held out"
@@ -124,12 +133,14 @@ def test_next_steps_are_commands_that_lorgnette_knows(
     steps = list_next_steps(run.settings, run.run_dir, build_rows(run))
     known: Any = typer.main.get_command(app)
     names = [command.split()[1] for _, command in steps]
-    assert names == ["predict", "compare", "evaluate", "verify", "merge"]
+    assert names == ["predict", "serve", "compare", "evaluate", "verify", "merge"]
     for _, command in steps:
         words = command.split()
         known.commands[words[1]].make_context(words[1], words[2:])  # raises for an unknown or missing argument
         assert str(tmp_path) not in command
     assert steps[0][1] == "lorgnette predict black.png --adapter run --both"
+    whole = run.settings.model_copy(update={"lora": LoraSettings(parts=("language", "vision"))})
+    assert "lorgnette serve run" not in dict(list_next_steps(whole, run.run_dir, build_rows(run))).values()
     with pytest.raises(Exception, match="NEW"):
         known.commands["merge"].make_context("merge", ["one", "two", "NEW.csv"])
 

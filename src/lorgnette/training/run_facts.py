@@ -9,11 +9,13 @@ from typing import Any
 from lorgnette.config import Settings
 from lorgnette.data.splits import map_copies
 from lorgnette.io.shell import format_command
+from lorgnette.models.registry import find_unsupported_feature
 from lorgnette.processing.processor import describe_image_size
 from lorgnette.report.html.page import Facts
 from lorgnette.report.manifest import format_date
 from lorgnette.report.run_dir import RunDir
 from lorgnette.report.run_log import CURVES, Record, parse_number, select_series
+from lorgnette.resolve import find_model_config
 from lorgnette.training.data_module import TrainingData
 from lorgnette.types import BASE_MODEL, PredictionRow
 
@@ -153,6 +155,8 @@ def list_machine(manifest: Mapping[str, Any], memory: Mapping[str, Any]) -> list
     )
     peak = parse_number(memory.get("peak_gib"))
     where = "of the GPU's memory" if memory.get("gpu") else "of memory"
+    if ranks := parse_number(memory.get("num_ranks")):
+        where += f", the largest of {ranks:g} {'GPUs' if memory.get('gpu') else 'processes'}"
     names = (f"{name} {versions[name]}" for name in SHOWN_PACKAGES if versions.get(name))
     return [
         ("GPU", memory.get("gpu") or ""),
@@ -195,11 +199,14 @@ def list_next_steps(settings: Settings, run_dir: RunDir, rows: Sequence[Predicti
     test = settings.data.test
     data, which = (_type_path(test), "the held-out rows") if test else (Path("NEW.csv"), "rows that it has not seen")
     merged = run.parent / f"{run.name}-merged"
+    config = find_model_config(settings.model)
+    is_served = settings.lora.parts == ("language",) and bool(config and find_unsupported_feature(config) is None)
     return [
         (
             "Ask it about an image, beside the model before",
             format_command("predict", image, "--adapter", run, "--both"),
         ),
+        *([("Ask both on a page, or from another program", format_command("serve", run))] if is_served else []),
         (f"See both models' answers to {which} on one page", format_command("compare", "base", run, data)),
         (f"Score its answers to {which}, with intervals", format_command("evaluate", run, data)),
         ("Check that plain transformers + PEFT give the same output", format_command("verify", run)),
