@@ -1,12 +1,13 @@
 """The page in a real browser, on a server whose scheduler says what a test wants; and on the built-in model."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -16,11 +17,14 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from browser_pages import check_look
+from browser_pages import Opened, check_look
+from served_app import FakeScheduler, start_server
 
 from lorgnette.server.page import MAX_IMAGE_BYTES, read_static_files, render_page
 
 BASE_TEXT = "The image shows a small red car to the left of a big green tree."
+LINE_ANIMATION = "getComputedStyle(document.querySelector('.answer'), '::before').animationName"
+API_KEY = "key-of-this-test"
 TUNED_TEXT = "A small red car to the left of a big green tree."
 ODD_PROMPT = "Say `id` \"$HOME\" 'x' \\n {y}\nNew line: é 新 🎈"
 
@@ -83,19 +87,34 @@ class Asking:
         return list(self.view.get_by_role("status").locator("p").all_text_contents())
 
 
+@pytest.fixture(scope="module")
+def tab(browser: Any) -> Iterator[Opened]:
+    with Opened(browser, "about:blank") as page:
+        yield page
+
+
 @pytest.fixture
-def open_page(opened: Callable[..., Any]) -> Callable[..., Any]:
-    """open_page(server, **window) → Asking, at the end without a complaint or a request outside the server."""
+def open_page(tab: Opened, opened: Callable[..., Opened]) -> Callable[..., Any]:
+    """open_page(server) → Asking, in the tab that the tests share: a new one takes twice as long.
+
+    window: options of a tab of its own. At the end the browser has made `complaints` complaints, and no request outside
+    the server.
+    """
 
     @contextmanager
     def start(server: Any, *, complaints: int = 0, **window: Any) -> Iterator[Asking]:
-        with opened(server.page, **window) as page:
-            yield Asking(page)
+        with opened("about:blank", **window) if window else nullcontext(tab) as page:
+            page.view.goto("about:blank")
+            page.complaints.clear()
+            page.requests.clear()
+            page.view.goto(server.page)
+            try:
+                yield Asking(page)
+            finally:
+                page.view.unroute_all()
             assert len(page.complaints) == complaints, page.complaints
-            strangers = [
-                url for url in page.requests if not url.startswith((f"{server.root}/", f"blob:{server.root}/"))
-            ]
-            assert strangers == []
+            own = (f"{server.root}/", f"blob:{server.root}/")
+            assert [url for url in page.requests if not url.startswith(own)] == []
 
     return start
 
@@ -110,6 +129,7 @@ def test_both_answers_stream_beside_each_other(open_page: Callable[..., Any], fa
         page.wait_for_words()
         assert page.view.get_by_role("button", name="Stop").is_visible()
         assert page.card("base").get_attribute("aria-busy") == "true"
+        assert page.view.evaluate(LINE_ANIMATION) == "busy"
         assert page.announced() == []  # while it comes, a screen reader says nothing
         assert [page.text("base") in BASE_TEXT[:-1], page.text("captions") in TUNED_TEXT[:-1]] == [True, True]
         fake_server.scheduler.step_seconds = 0.0
@@ -257,40 +277,58 @@ def run_example(page: Asking, name: str, folder: Path) -> str:
     command = page.prompt.input_value()
     page.prompt.fill(prompt)
     program = ["sh", "-c", command] if name == "curl" else [sys.executable, "-c", command]
-    done = subprocess.run(program, cwd=folder, capture_output=True, text=True, check=True, timeout=60)
+    environment = {**os.environ, "LORGNETTE_API_KEY": API_KEY}
+    done = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=True, timeout=60)
     return done.stdout
 
 
 def test_the_examples_ask_the_same_question(open_page: Callable[..., Any], fake_server: Any, photo: Path) -> None:
-    """curl and Python, copied and run: the tokens and the image are the page's own."""
-    with open_page(fake_server) as page:
+    """curl and Python, copied and run: the tokens and the image are the page's own. They send the key; it has none."""
+    scheduler = FakeScheduler(fake_server.scheduler.encode)
+    with start_server(fake_server.models, scheduler, api_key=API_KEY) as server, open_page(server) as page:
         page.choose(photo)
         page.prompt.fill(ODD_PROMPT)
         page.view.keyboard.press("Enter")
         page.wait("done")
+        assert API_KEY not in page.view.content()
+        assert page.view.get_by_text("LORGNETTE_API_KEY is the key of this server").is_visible()
         assert run_example(page, "Python", photo.parent) == f"{TUNED_TEXT}\n"
         page.view.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")  # as without TLS
-        events = run_example(page, "curl", photo.parent)
-        page.prompt.fill(" ")  # the model's own
-        assert '"text"' not in str(page.view.locator("#curl").text_content())
-        page.view.keyboard.press("Enter")
-        page.view.locator(".answer[data-state=busy]").first.wait_for(state="detached")
-        page.wait("done")
-    assert events.endswith("data: [DONE]\n\n")
-    pieces = [json.loads(line[6:])["choices"][0]["delta"].get("content", "") for line in events.split("\n\n")[:-2]]
-    assert "".join(pieces) == TUNED_TEXT
-    processor = fake_server.models.models[0].processor
-    rows, pixels = fake_server.scheduler.rows, fake_server.scheduler.pixels
-    texts = [processor.tokenizer.decode(row.prompt.input_ids.tolist()) for row in rows]
-    assert len(texts) == 6
+        assert read_text(run_example(page, "curl", photo.parent)) == TUNED_TEXT
+    rows, pixels = scheduler.rows, scheduler.pixels
+    texts = [fake_server.models.models[0].processor.tokenizer.decode(row.prompt.input_ids.tolist()) for row in rows]
+    assert len(texts) == 4
     assert ODD_PROMPT in texts[0]
-    assert set(texts[:4]) == {texts[0]}
-    assert set(texts[4:]) == {texts[0].replace(ODD_PROMPT, "COCO Yes:")}
+    assert set(texts) == {texts[0]}
     assert len({grid.image.path.name for each in pixels for grid in each}) == 1
 
 
-def test_the_keyboard_alone_is_enough(open_page: Callable[..., Any], fake_server: Any, photo: Path) -> None:
+def test_an_empty_prompt_is_the_models_own(open_page: Callable[..., Any], fake_server: Any, photo: Path) -> None:
     with open_page(fake_server) as page:
+        page.choose(photo)
+        page.view.keyboard.press("Enter")
+        page.wait("done")
+        page.prompt.fill(" ")
+        assert '"text"' not in str(page.view.locator("#curl").text_content())
+        compile(str(page.view.locator("#python").text_content()), "example", "exec")
+        assert read_text(run_example(page, "curl", photo.parent)) == TUNED_TEXT  # without a key
+        page.view.keyboard.press("Enter")
+        page.view.locator(".answer[data-state=busy]").first.wait_for(state="detached")
+        page.wait("done")
+    rows = fake_server.scheduler.rows
+    assert len(rows) == 5
+    assert len({tuple(row.prompt.input_ids.tolist()) for row in rows}) == 1
+
+
+def read_text(events: str) -> str:
+    """The answer in a stream."""
+    assert events.endswith("data: [DONE]\n\n")
+    chunks = [json.loads(line[6:]) for line in events.split("\n\n")[:-2]]
+    return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+
+
+def test_the_keyboard_alone_is_enough(open_page: Callable[..., Any], fake_server: Any, photo: Path) -> None:
+    with open_page(fake_server, reduced_motion="reduce") as page:
         page.choose(photo)
         page.prompt.fill("one")
         page.view.keyboard.press("Shift+Enter")
@@ -312,14 +350,10 @@ def test_the_keyboard_alone_is_enough(open_page: Callable[..., Any], fake_server
         page.wait("done")
         assert page.view.get_by_role("heading", name="Untuned", level=3).is_visible()
         assert page.view.get_by_role("article", name="captions").is_visible()
-        page.view.emulate_media(reduced_motion="reduce")
         fake_server.scheduler.step_seconds = 0.2
         page.view.keyboard.press("Enter")
         page.wait("busy")
-        assert (
-            page.view.evaluate("getComputedStyle(document.querySelector('.answer'), '::before').animationName")
-            == "none"
-        )
+        assert page.view.evaluate(LINE_ANIMATION) == "none"
 
 
 def test_the_page_fits_every_window(open_page: Callable[..., Any], fake_server: Any, photo: Path) -> None:
