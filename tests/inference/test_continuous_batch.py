@@ -166,6 +166,25 @@ def test_rows_of_any_room_answer_together(
     assert tokens == {row: expected[short] for row, short in rows.items()}
 
 
+def test_a_row_that_moves_takes_all_its_keys_and_values(served: Served) -> None:
+    rows = [DecodeRow(served.prompts[i], 0, SamplingParams(max_new_tokens=20)) for i in (0, 2)]
+    batch = ContinuousBatch(served.generator, served.ranks)
+    pool = batch._pools[0]
+    batch.join(rows[:1])
+    batch.step()
+    pool.advance()
+    old, length = pool._cache, len(rows[0].prompt.input_ids) + 1
+    assert old is not None
+    assert all(layer[0, length - 1].any() for layer in old.layers)
+    batch.join(rows[1:])
+    new = pool._cache
+    assert new is not None
+    assert new is not old
+    for before, after in zip(old.layers, new.layers, strict=True):
+        assert torch.equal(after[0, :length], before[0, :length])
+    assert torch.equal(new.logits[0], old.logits[0])
+
+
 def test_one_adapter_alone_and_the_base_model_alone_need_no_mask(
     served: Served, expected: Mapping[DecodeRow, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
