@@ -514,6 +514,9 @@ def test_several_adapters_are_a_choice(
             page.view.get_by_role("checkbox", name=name).click()
         assert third.is_checked()  # one at least
         assert page.view.locator(".answer:visible").count() == 1
+        page.view.get_by_role("checkbox", name="captions").check()  # it was left out: asked again
+        page.wait("busy", 2)
+        page.view.get_by_role("checkbox", name="captions").uncheck()
         assert f'"model": "{other.name}"' in str(page.view.locator("#curl").text_content())
         page.view.keyboard.press("Escape")
         page.wait("stopped", 1)

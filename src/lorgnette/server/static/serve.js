@@ -10,7 +10,7 @@ import { Store } from "./store.js";
 const { models, has_api_key: hasKey, max_image_bytes: maxImageBytes } = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const [form, promptField, status] = ["form", "prompt", "status"].map(byId);
-const boxes = [...document.querySelectorAll("[name=model]")];
+const checkboxes = [...document.querySelectorAll("[name=model]")];
 const hasMouse = matchMedia("(pointer: fine)").matches;
 
 /* answers: by model's name; { text, seconds, state, problem, boxes }, with the state busy, done, cut, stopped or failed.
@@ -64,13 +64,16 @@ const forget = () => {
   store.set({ question: null, answers: {}, problem: "" });
 };
 
+let numFiles = 0;
 const takeFile = async (file) => {
+  const number = ++numFiles;
   let image;
   try {
     image = await readImage(file, maxImageBytes);
   } catch (error) {
     return complain(error.message);
   }
+  if (number !== numFiles) return URL.revokeObjectURL(image.address);  // a later one was read faster
   if (store.state.image) URL.revokeObjectURL(store.state.image.address);
   forget();
   store.set({ image });
@@ -103,17 +106,20 @@ const formatFacts = (name, { text, seconds, state }) => {
 
 // ---- What is drawn
 
-const setText = (element, text) => {
+const setText = (element, text) => {  // what stays keeps the user's selection
   if (element.textContent !== text) element.textContent = text;
+};
+const showText = (element, text) => {
+  setText(element, text);
   element.hidden = !text;
 };
 
 const drawImage = ({ image }) => {
   const element = byId("image");
-  if (element.getAttribute("src") !== (image?.address ?? null) && image) Object.assign(element, { src: image.address, alt: image.name });
+  if (image && element.src !== image.address) Object.assign(element, { src: image.address, alt: image.name });
   element.hidden = !image;
   byId("invitation").hidden = Boolean(image);
-  setText(byId("file-facts"), image ? `${image.name} · ${image.width} × ${image.height}` : "");
+  showText(byId("file-facts"), image ? `${image.name} · ${image.width} × ${image.height}` : "");
 };
 
 const drawAnswers = ({ answers, chosen, image, problem }) => {
@@ -122,17 +128,16 @@ const drawAnswers = ({ answers, chosen, image, problem }) => {
     card.hidden = !chosen.includes(name);
     card.dataset.state = own.state;
     card.setAttribute("aria-busy", own.state === "busy");
-    card.querySelector(".text").textContent = own.text;
-    setText(card.querySelector(".problem"), own.problem);
-    const key = card.querySelector(".box-key");
-    key.hidden = !own.boxes.length;
-    key.querySelector(".num-boxes").textContent = own.boxes.length === 1 ? "1 box" : `${own.boxes.length} boxes`;
-    card.querySelector(".progress").textContent = own.state ? formatFacts(name, own) : "";
+    setText(card.querySelector(".text"), own.text);
+    showText(card.querySelector(".problem"), own.problem);
+    setText(card.querySelector(".progress"), own.state ? formatFacts(name, own) : "");
+    setText(card.querySelector(".num-boxes"), own.boxes.length === 1 ? "1 box" : `${own.boxes.length} boxes`);
+    card.querySelector(".box-key").hidden = !own.boxes.length;
   }
   const shown = models.filter(({ name }) => chosen.includes(name) && answers[name]?.boxes.length);
   const layers = shown.map(({ name, box_style: style }) => ({ style, boxes: answers[name].boxes }));
   drawBoxes(byId("boxes"), image ?? { width: 1, height: 1 }, layers);
-  setText(byId("problem"), problem);
+  showText(byId("problem"), problem);
   const button = byId("stop"), hadFocus = document.activeElement === button;
   button.hidden = !isBusy();
   if (button.hidden && hadFocus) promptField.focus();
@@ -142,9 +147,9 @@ const drawExamples = ({ image, prompt, chosen }) => {
   const tuned = models.find((model) => chosen.includes(model.name) && !model.is_base);
   const file = image ?? { name: "image.jpg", type: "image/jpeg" };
   const question = { origin: location.origin, model: tuned?.name ?? chosen[0], prompt: prompt.trim() ? prompt : "", file, hasKey };
-  byId("example-file").textContent = file.name;
-  byId("curl").textContent = formatCurl(question);
-  byId("python").textContent = formatPython(question);
+  setText(byId("example-file"), file.name);
+  setText(byId("curl"), formatCurl(question));
+  setText(byId("python"), formatPython(question));
 };
 
 // ---- What the user does
@@ -153,16 +158,17 @@ const titles = new Map(models.map((model) => [model.name, model.title]));
 const prompts = new Set(models.map((model) => model.prompt));
 promptField.value = prompts.size === 1 ? models[0].prompt : "";
 if (prompts.size > 1) promptField.placeholder = "empty: the prompt that each model was tuned with";
-const readChosen = () => (boxes.length ? boxes.filter((box) => box.checked).map((box) => box.value) : models.map((model) => model.name));
+const readChosen = () => (checkboxes.length ? checkboxes.filter((box) => box.checked).map((box) => box.value) : models.map((model) => model.name));
 store.set({ prompt: promptField.value, chosen: readChosen() });
 
 promptField.addEventListener("input", () => store.set({ prompt: promptField.value }));
-for (const box of boxes) {
+for (const box of checkboxes) {
   box.addEventListener("change", () => {
     if (!readChosen().length) box.checked = true;  // one at least
     if (!box.checked) controllers.get(box.value)?.abort();
     store.set({ chosen: readChosen() });
-    if (box.checked && store.state.question && !store.state.answers[box.value]) answer(box.value);
+    const { question, answers } = store.state, hasAnswer = ["busy", "done", "cut"].includes(answers[box.value]?.state);
+    if (box.checked && question && !hasAnswer) answer(box.value);
   });
 }
 for (const input of ["file", "camera"].map(byId)) {
