@@ -93,6 +93,8 @@ async def run(batch: StubBatch, **options: Any) -> AsyncIterator[Scheduler]:
     finally:
         batch.gate.set()
         scheduler.close()
+    if scheduler.state == "lost":
+        scheduler._thread.join(10)
     assert not scheduler._thread.is_alive()
 
 
@@ -329,7 +331,10 @@ def test_a_device_that_hangs_ends_all_streams(place: str, monkeypatch: pytest.Mo
                 assert info.value.code == "device_lost"
             assert scheduler.state == "lost"
             assert len(told) == 1
+            scheduler.close()  # it does not wait for the thread
+            assert scheduler._thread.is_alive()
             answers.set()
+            scheduler._thread.join(10)
 
     play(scene)
 

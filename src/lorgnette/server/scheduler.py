@@ -228,9 +228,10 @@ class Scheduler:
         return self._stats
 
     def close(self) -> None:
-        """End all streams with an error, and the thread after its step."""
+        """End all streams with an error, and the thread after its step. A lost device's thread is left alone."""
         self._fail_all("closed")
-        self._thread.join(_CLOSE_SECONDS)
+        if self._state != "lost":
+            self._thread.join(_CLOSE_SECONDS)
 
     def _explain_state(self) -> GenerationError:
         if self.state == "loading":
