@@ -218,6 +218,15 @@ def test_other_formats_promise_sizes_too(store: UploadStore, monkeypatch: pytest
         assert refuse(store, to_url(content)).code == "image_too_large"
 
 
+def test_a_file_of_endless_parts_is_not_opened(store: UploadStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A progressive JPEG of 24 MB with a scan every 75 bytes would take hours."""
+    content = draw("JPEG", progressive=True)
+    monkeypatch.setattr("lorgnette.server.uploads.read_image_size", lambda *_, **__: pytest.fail("opened"))
+    error = refuse(store, to_url(content[:-2] + content[content.rindex(b"\xff\xda") : -2] * 100 + content[-2:]))
+    assert error.code == "invalid_image"
+    assert "far more parts than an image needs" in error.message
+
+
 def test_the_limits_are_exact(store: UploadStore) -> None:
     assert MAX_PIXELS == 50_000 * 1_000
     assert store.add(to_url(write_png(50_000, 1_000)), WHERE, 0).exists()

@@ -18,6 +18,7 @@ from lorgnette.data.images import MAX_ASPECT, ImageTooLargeError, detect_other_f
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.image_signature import HEAD_BYTES, SUFFIXES, detect_image_format
 from lorgnette.server.api_errors import ApiError
+from lorgnette.server.image_parts import has_too_many_parts
 
 MAX_IMAGES = 8
 """Of one request."""
@@ -136,13 +137,19 @@ def decode_data_url(data_url: str, where: str) -> bytes:
 
 
 def require_format(content: bytes, where: str) -> str:
-    """The format of an image, by its first bytes. Raises ApiError 400 if it is not one of FORMATS."""
+    """The format of an image, by its first bytes.
+
+    Raises ApiError 400 if it is not one of FORMATS, or if its file takes far too long to read.
+    """
     image_format = detect_image_format(content[:HEAD_BYTES])
     if image_format is None:
         message, _ = detect_other_format(content[:512]) or ("not an image in a known format", "")
         raise ApiError(400, f"{message}; send JPEG or PNG", param=where, code="invalid_image")
     if image_format not in FORMATS:
         message = f"{image_format.upper()} images are not taken; send JPEG or PNG"
+        raise ApiError(400, message, param=where, code="invalid_image")
+    if has_too_many_parts(content, image_format):
+        message = "the image file has far more parts than an image needs; save it again without its metadata"
         raise ApiError(400, message, param=where, code="invalid_image")
     return image_format
 
