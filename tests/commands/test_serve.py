@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -31,7 +32,9 @@ from lorgnette.engine import loading
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.inference.loading import LoadedModel
 from lorgnette.lora.peft_files import SavedAdapter
+from lorgnette.report.console import Terminal
 from lorgnette.resolve import BUILT_IN_MODEL
+from lorgnette.server.guard import GuardSettings
 
 MAX_NEW_TOKENS = 16
 Question = tuple[str, Path]
@@ -170,7 +173,8 @@ def test_what_is_printed_works(served: ServerHandle, output: io.StringIO, folder
     """The page's address, the names, and the curl line, which asks about photo.jpg."""
     lines = [line.partition(" ") for line in output.getvalue().splitlines()]
     lines = [(name, text.strip()) for name, _, text in lines]
-    assert [name for name, _ in lines] == ["model", "model", "answers", "answers", "page", "API", "curl", "ready"]
+    names = "model model loading answers answers page API curl ready"
+    assert [name for name, _ in lines] == names.split()
     printed = dict(lines)
     assert printed["page"] == served.url
     assert printed["API"] == f"{served.api_url}, models: first, other, base"
@@ -186,6 +190,25 @@ def test_what_is_printed_works(served: ServerHandle, output: io.StringIO, folder
     )
     answer = json.loads(done.stdout)
     assert answer["choices"][0]["message"]["content"] == expected["first", folder / "0.png"]
+
+
+def test_the_printed_addresses_are_those_that_clients_type() -> None:
+    """The wildcard is no address; a key is named, not shown."""
+    terminal = Terminal(Console(file=(output := io.StringIO()), width=400))
+    guard = GuardSettings("0.0.0.0", 8787, "secret", allow_hosts=("192.168.1.5", "captions.example"))
+    handle = ServerHandle(None, None, guard, SimpleNamespace(models=[SimpleNamespace(name='50%s "é')]))  # type: ignore[arg-type]
+    serve_module._print_start(terminal, handle, guard)
+    text = output.getvalue()
+    assert f"page       http://192.168.1.5:8787/?token={guard.token}\n" in text
+    assert "secret" not in text
+    assert '-H "Authorization: Bearer $LORGNETTE_API_KEY"' in text
+    printf = text.split("printf ")[1].split("| curl")[0].replace("base64 < photo.jpg", "echo AAAA")
+    body = json.loads(subprocess.run(["sh", "-c", f"printf {printf}"], capture_output=True, check=True).stdout)
+    assert body["model"] == '50%s "é'
+    assert body["messages"][0]["content"][0]["image_url"]["url"] == "data:image/jpeg;base64,AAAA"
+    at_proxy = GuardSettings("0.0.0.0", 8787, "k", allow_hosts=("captions.example:80",))
+    assert serve_module._format_address(at_proxy) == "captions.example:80"
+    assert serve_module._format_address(GuardSettings("::1", 80)) == "[::1]:80"
 
 
 def test_stop_frees_the_port_and_the_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,8 @@ from lorgnette.server.scheduler import Scheduler
 from lorgnette.server.uploads import UploadStore
 
 _NAMED = re.compile(r"(?P<name>[^=/]+)=(?P<source>.+)")
+_DATA = "\0"
+"""Stands for the image in the JSON of a request."""
 _EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
 
 
@@ -112,7 +114,7 @@ def serve(
         specs = {name: resolve_spec(source, base, terminal, image_size) for name, source in sources.items()}
         for name, spec in specs.items():
             terminal.print(f"model      {name}: {spec.title}")
-        # The weights, and the first answer.
+        terminal.print("loading    the weights, until the first answer")
         models = load_models(specs, device, max_new_tokens=max_new_tokens)
         for line in _describe_answers(models.models):
             terminal.print(line)
@@ -201,13 +203,13 @@ def _describe_answers(models: Sequence[ServedModel]) -> Iterator[str]:
 
 def _print_start(terminal: Terminal, handle: ServerHandle, guard: GuardSettings) -> None:
     """The addresses, and a command that asks the first model about photo.jpg with its own prompt."""
-    image = {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,%s"}}
+    image = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{_DATA}"}}
     body = {"model": handle.models[0], "messages": [{"role": "user", "content": [image]}]}
+    before, after = map(quote_word, json.dumps(body).split(json.dumps(_DATA)[1:-1]))
     key = f' -H "Authorization: Bearer ${API_KEY_VARIABLE}"' if guard.api_key else ""
-    template = json.dumps(body).replace("%", "%%").replace("%%s", "%s")
     terminal.print_result(f"page       {handle.url}")
     terminal.print_result(f"API        {handle.api_url}, models: {', '.join(handle.models)}")
     terminal.print_result(
-        f"curl       printf {quote_word(template)} \"$(base64 < photo.jpg | tr -d '\\n')\" | "
-        f"curl {handle.api_url}/chat/completions{key} -H 'Content-Type: application/json' -d @-"
+        f"curl       printf %s {before} \"$(base64 < photo.jpg | tr -d '\\n')\" {after} | "
+        f"curl -sS {handle.api_url}/chat/completions{key} -H 'Content-Type: application/json' -d @-"
     )
