@@ -40,19 +40,25 @@ TIMEOUT_S = 60
 START_LIMIT_S = 240
 MAX_UPLOAD_BYTES = 256 * 2**20
 MAX_BODY_BYTES = 32 * 2**20
+NUM_ROUNDS = 5
 NUM_IMAGES = 6
 MODELS = ("tuned", "base")
-LENGTHS = (2, 6, 16)
+LENGTHS = (2, 6, 32)
 SEEDS = (None, 1)
 TAIL_BYTES = 60_000
 """Of new images: behind the image's own bytes, where a decoder does not look."""
 MAX_GROWTH = 48 * 2**20
-"""Bytes that the server's memory may grow after its first requests, beside the features that it keeps."""
+"""Bytes that the server's memory may grow after two of five rounds, beside the features that it keeps: for decoded
+images and for what the allocator holds back."""
 COLORS = ("red", "green", "blue", "yellow", "black", "white")
 
 
 class WrongError(Exception):
     """The server did what it must not."""
+
+
+class RefusedError(WrongError):
+    """The queue is full, which is right in a crowd alone."""
 
 
 # Requests and answers, byte by byte
@@ -98,14 +104,16 @@ def read_answer(content: bytes) -> Answer:
 def read_text(answer: Answer, *, is_streamed: bool) -> str:
     """The text of a good answer. Raises WrongError for any other."""
     if answer.status != 200:
-        raise WrongError(f"{answer.status}: {answer.body[:300]!r}")
+        is_full = answer.status == 429 and answer.error_code == "queue_full"
+        raise (RefusedError if is_full else WrongError)(f"{answer.status}: {answer.body[:300]!r}")
     if not is_streamed:
         text: str = json.loads(answer.body)["choices"][0]["message"]["content"]
         return text
     *events, done, rest = answer.body.decode().split("\n\n")
     if (done, rest) != ("data: [DONE]", ""):
         raise WrongError(f"the stream breaks off: {answer.body[-300:]!r}")
-    deltas = [json.loads(event.removeprefix("data: "))["choices"][0]["delta"] for event in events]
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events if not event.startswith(":")]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     return "".join(delta.get("content") or "" for delta in deltas)
 
 
@@ -205,6 +213,9 @@ def list_bad_requests(image: bytes) -> dict[str, tuple[bytes, int, str | None]]:
 
 # The users
 
+Way = Callable[[random.Random], str]
+"""Does something at random, and returns its name."""
+
 
 @dataclass
 class Users:
@@ -223,7 +234,7 @@ class Users:
     def __post_init__(self) -> None:
         self._bad = list_bad_requests(self.images[0])
         self._lock = threading.Lock()
-        self._ways: tuple[tuple[Callable[[random.Random], str], int], ...] = (
+        self._ways: tuple[tuple[Way, int], ...] = (
             (self.ask_known, 50), (self.send_bad, 25), (self.leave_early, 12), (self.break_off, 6), (self.look, 4),
             (self.send_garbage, 3),
         )  # fmt: skip
@@ -237,12 +248,20 @@ class Users:
         return read_text(self.send(build_http("/v1/chat/completions", body)), is_streamed=is_streamed)
 
     def run(self, num_requests: int, num_users: int) -> None:
-        """Let users ask at random, all at once."""
-        numbers = iter(range(num_requests))
+        """Let users do things at random, all at once."""
+        self._run(num_requests, num_users, self.do_any)
+
+    def crowd(self, num_users: int) -> None:
+        """Let more users ask at once than may wait: each gets the right answer or is told to come again."""
+        self._run(num_users, num_users, self.ask_in_crowd)
+
+    def _run(self, num_requests: int, num_users: int, way: Way) -> None:
+        first = self.counts.total()
+        numbers = iter(range(first, first + num_requests))
 
         def run_user() -> None:
             while (number := next(numbers, None)) is not None:  # one thread at a time has the interpreter
-                self.do_one(random.Random(f"{self.seed} {number}"))
+                self.do_one(random.Random(f"{self.seed} {number}"), way)
 
         threads = [threading.Thread(target=run_user) for _ in range(num_users)]
         for thread in threads:
@@ -250,16 +269,25 @@ class Users:
         for thread in threads:
             thread.join()
 
-    def do_one(self, rng: random.Random) -> None:
-        ways, weights = zip(*self._ways, strict=True)
+    def do_one(self, rng: random.Random, way: Way) -> None:
         name = "?"
         try:
-            name = rng.choices(ways, weights)[0](rng)
+            name = way(rng)
         except (WrongError, OSError, ValueError, LookupError) as error:
             with self._lock:
                 self.wrongs.append(f"{type(error).__name__}: {error}")
         with self._lock:
             self.counts[name] += 1
+
+    def do_any(self, rng: random.Random) -> str:
+        ways, weights = zip(*self._ways, strict=True)
+        return rng.choices(ways, weights)[0](rng)
+
+    def ask_in_crowd(self, rng: random.Random) -> str:
+        try:
+            return self.ask_known(rng)
+        except RefusedError:
+            return "refused"
 
     def ask_known(self, rng: random.Random) -> str:
         question, is_streamed = rng.choice(self.questions), rng.random() < 0.5
@@ -439,25 +467,27 @@ def explain_growth(before: Usage, after: Usage) -> list[str]:
 
 
 def soak(
-    command: Sequence[str], folder: Path, questions: Sequence[Question], num_requests: int, num_users: int, seed: int
-) -> dict[str, Any]:
+    command: Sequence[str], folder: Path, questions: Sequence[Question], *, num_requests: int, num_users: int,
+    num_crowd: int, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     """Returns figures, and what was wrong under "wrongs"."""
     with start_server(command, folder) as (server, child):
         users = Users(server.port, draw_images(), questions, seed)
-        users.answers = users.ask_alone()
-        users.run(num_requests // 5, num_users)  # caches fill, threads start
-        server.wait_until_idle()
-        before, start = server.measure(), time.monotonic()
-        users.run(num_requests - num_requests // 5, num_users)
-        seconds = time.monotonic() - start
-        wrongs = list(users.wrongs)
-        with catch(wrongs):
+        users.answers, usages, start = users.ask_alone(), list[Usage](), time.monotonic()
+        for _ in range(NUM_ROUNDS):  # in the first two caches fill and threads start
+            users.run(num_requests // NUM_ROUNDS, num_users)
+            with catch(users.wrongs):
+                server.wait_until_idle()
+            usages.append(server.measure())
+        seconds, waits = time.monotonic() - start, list(users.seconds)
+        users.crowd(num_crowd)
+        with catch(users.wrongs):
             server.wait_until_idle()
-        after = server.measure()
-        wrongs += explain_growth(before, after)
+        wrongs = list(users.wrongs)
+        wrongs += explain_growth(usages[1], usages[-1])
         if users.ask_alone() != users.answers:
             wrongs.append("answers have changed")
-        child.send_signal(signal.SIGINT)
+        child.send_signal(signal.SIGTERM)  # a background job may ignore INT
         with catch(wrongs):
             child.wait(20)
         left = sorted(path.name for path in (folder / "temporary").iterdir())
@@ -466,8 +496,8 @@ def soak(
         wrongs += [f"it printed\n{log}"] if "Traceback" in log else []
     return {
         "requests": sum(users.counts.values()), "users": num_users, "seconds": round(seconds, 1),
-        "counts": dict(sorted(users.counts.items())), "wrongs": wrongs, "before": vars(before), "after": vars(after),
-        "answer_s": {"median": statistics.median(users.seconds), "max": max(users.seconds)}, "exit": child.returncode,
+        "counts": dict(sorted(users.counts.items())), "wrongs": wrongs, "rounds": list(map(vars, usages)),
+        "answer_s": {"median": statistics.median(waits), "max": max(waits)}, "exit": child.returncode,
     }  # fmt: skip
 
 
@@ -508,8 +538,9 @@ def main() -> int:
     adapter = write_adapter(arguments.folder / "adapter")
     command = [sys.executable, "-m", "lorgnette", "serve", f"tuned={adapter}", "--device", "cpu"]
     report = soak(
-        command, arguments.folder / "server", list_questions(), arguments.requests, arguments.users, arguments.seed
-    )
+        command, arguments.folder / "server", list_questions(), num_requests=arguments.requests,
+        num_users=arguments.users, num_crowd=200, seed=arguments.seed,
+    )  # fmt: skip
     sys.stdout.write(json.dumps(report, indent=1) + "\n")
     return 1 if report["wrongs"] else 0
 

@@ -11,16 +11,18 @@ from pathlib import Path
 import pytest
 import soak
 
-NUM_QUESTIONS, NUM_REQUESTS = 12, 100
+NUM_QUESTIONS, NUM_REQUESTS, NUM_CROWD = 12, 100, 20
 
 
 def test_users_of_every_kind(fork_command: Callable[..., list[str]], tmp_path: Path) -> None:
     adapter = soak.write_adapter(tmp_path / "adapter")
     command = fork_command("lorgnette", "serve", f"tuned={adapter}", "--device", "cpu")
     questions = random.Random(0).sample(soak.list_questions(), NUM_QUESTIONS)
-    report = soak.soak(command, tmp_path / "server", questions, NUM_REQUESTS, num_users=8, seed=0)
+    report = soak.soak(
+        command, tmp_path / "server", questions, num_requests=NUM_REQUESTS, num_users=8, num_crowd=NUM_CROWD
+    )
     assert report["wrongs"] == []
-    assert report["requests"] == NUM_REQUESTS
+    assert report["requests"] == NUM_REQUESTS + NUM_CROWD
     assert {"whole", "streamed", "bad", "gone", "half"} <= report["counts"].keys()
 
 
@@ -59,6 +61,5 @@ def test_a_wrong_answer_is_told(monkeypatch: pytest.MonkeyPatch, status: int, bo
 def test_a_bad_request_that_is_answered_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     users = soak.Users(0, soak.draw_images(), [], seed=0)
     monkeypatch.setattr(users, "send", lambda request: soak.Answer(200, b"{}"))
-    monkeypatch.setattr(users, "_ways", ((users.send_bad, 1),))
-    users.do_one(random.Random(0))
+    users.do_one(random.Random(0), users.send_bad)
     assert "200 b'{}', not 4" in users.wrongs[0]
