@@ -1,6 +1,7 @@
 """Fixtures of the whole suite: a tiny random Qwen2-VL, odd images, conversations about them."""
 
 import functools
+import gc
 import io
 import json
 import os
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -123,6 +124,8 @@ SLOW = [
     "tests/training/test_eval_samples.py",
     "tests/training/test_setup.py",
     "tests/training/test_ranks.py",
+    "tests/training/test_trainer.py::test_steps_chosen",
+    "tests/training/test_trainer.py::test_three_ranks",
     "tests/training/test_run.py::test_ranks_that_see",
     "tests/hub/test_download.py::test_a_slow_server",
     "tests/hub/test_http.py::test_the_server_says_how_long",
@@ -180,6 +183,7 @@ SLOW = [
     "tests/inference/test_answers.py::test_ranks",
     "tests/commands/test_train.py",
     "tests/commands/test_predict.py",
+    "tests/commands/test_serve.py",
     "tests/commands/test_compare_candidates.py",
     "tests/verification/test_reference_sample.py",
     "tests/verification/test_judgement.py",
@@ -216,7 +220,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             rank = next(i for i, prefix in enumerate(SLOW) if name.startswith(prefix))
             item.add_marker("slow")
         ranks[path] = min(rank, ranks.get(path, rank))
-    items.sort(key=lambda item: ranks[item.nodeid.partition("::")[0]])
+    paths = [item.nodeid.partition("::")[0] for item in items]
+    order = sorted(range(len(items)), key=lambda i: (ranks[paths[i]], paths[i]))  # stable within a file
+    items[:] = [items[i] for i in order]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Let every second worker of xdist read the files from the last to the first.
+
+    In a new checkout each file's assertions are rewritten and the result is kept: so each worker does half of them.
+    """
+    report = yield
+    is_second = os.environ.get("PYTEST_XDIST_WORKER", "gw0")[-1] in "13579"
+    if is_second and isinstance(collector, pytest.Session | pytest.Directory):
+        report.result.reverse()
+    return report
+
+
+def pytest_collection_finish() -> None:
+    """What the imports left stays: each later collection, and pytest's five at the end, would go through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
