@@ -4,6 +4,7 @@ import asyncio
 import gc
 import random
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -166,6 +167,30 @@ def test_a_request_joins_while_others_are_answered() -> None:
             assert await read(second) == [50]
             assert await read(first) == list(range(1, 40))
             assert [len(rows) for rows in batch.joined] == [1, 1]
+
+    play(scene)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_those_that_run_go_on_while_others_join(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newcomers join together, after about as many steps as their prefill takes. Otherwise each costs a prefill."""
+    monkeypatch.setattr("lorgnette.server.scheduler._JOIN_SHARE", share)
+
+    async def scene() -> None:
+        batch, steps = StubBatch(num_rows=50), list[int]()
+        async with run(batch) as scheduler:
+            batch.gate.clear()
+            with scheduler._condition:  # they join together
+                runs = [scheduler.submit(make_row(*range(300), max_new_tokens=200), {}) for _ in range(10)]
+            batch.on_join = lambda rows: (steps.append(0), time.sleep(0.03))[1]
+            batch.on_step = lambda: (steps.append(1), time.sleep(0.002))[1]
+            batch.gate.set()
+            for number in range(16):
+                await asyncio.sleep(0.01)
+                runs.append(scheduler.submit(make_row(number), {}))
+            await asyncio.gather(*map(read, runs))
+        between = [len(text) for text in "".join(map(str, steps)).split("0")[2:-1]]
+        assert (sum(between) > 4 * len(between)) == (share < 1), between
 
     play(scene)
 

@@ -33,6 +33,9 @@ State = Literal["loading", "ready", "lost", "closed"]
 MAX_WAITING = 64
 MAX_STEP_SECONDS = 30.0
 """A GPU that takes longer for a step counts as lost."""
+_JOIN_SHARE = 0.5
+"""Of the time, at most, in which requests join and those that run wait for them: one that joins alone costs as much as
+ten steps. So newcomers join together. Where many of them wait for few, they do not wait."""
 _WATCH_SECONDS = 1.0
 _CLOSE_SECONDS = 10.0
 
@@ -153,6 +156,7 @@ class Scheduler:
         self._error: BaseException | None = None
         self._step_started: float | None = None  # None: nothing to do
         self._is_short = False  # of memory: nobody joins before a row has left
+        self._next_join = 0.0
         self._watched: set[asyncio.AbstractEventLoop] = set()
         self._condition = threading.Condition()  # guards the state and who waits and runs
         self._state: State = "loading"
@@ -302,8 +306,11 @@ class Scheduler:
                 self._condition.notify_all()
             while self._wait_for_work():
                 self._release_cancelled()
-                self._admit()
-                self._step()
+                start, has_joined = time.perf_counter(), self._admit()
+                self._step()  # on a GPU the step waits for the prefill
+                if has_joined:
+                    now = time.perf_counter()
+                    self._next_join = now + (now - start) * (1 / _JOIN_SHARE - 1)
         except BaseException as error:
             self._error = error
         self._fail_all("lost")
@@ -330,10 +337,12 @@ class Scheduler:
         if self._running.pop(request.row, None) is not None:
             self._stats.outcomes[outcome] += 1
 
-    def _admit(self) -> None:
-        """Let requests join, in the order in which they came."""
+    def _admit(self) -> bool:
+        """Let requests join, in the order in which they came. Returns whether any were asked to."""
         if self._is_short or not self._waiting:
-            return
+            return False
+        if 2 * len(self._waiting) < len(self._running) and time.perf_counter() < self._next_join:
+            return False
         with self._condition:
             waiting = {request.row: request for request in self._waiting}
         rows = self._batch.select(list(waiting))
@@ -346,6 +355,7 @@ class Scheduler:
                 self._waiting.remove(request)
                 self._running[request.row] = request
         self._join(requests)
+        return bool(rows)
 
     def _join(self, requests: deque[_Request]) -> None:
         """All at once; out of memory, one by one. One that does not fit waits until a row leaves. It fails if there is
