@@ -158,6 +158,10 @@ def test_other_machines_need_a_key() -> None:
     for host in ("127.0.0.1", "127.0.0.2", "::1", "localhost"):
         assert is_loopback(host)
         assert GuardSettings(host, PORT).api_key == ""
+    # What a proxy lets through comes from loopback too; a tunnel of this machine has another port.
+    with pytest.raises(UsageError, match=r"needs an API key · captions\.example"):
+        GuardSettings("127.0.0.1", PORT, allow_hosts=("captions.example:8443",))
+    assert GuardSettings("127.0.0.1", PORT, allow_hosts=("localhost:9000", "[::1]:9000")).hosts >= {"localhost:9000"}
 
 
 def test_a_key_comes_from_the_option_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -576,6 +580,13 @@ def test_a_client_that_sends_too_much_reads_the_answer(port: int) -> None:
 
 # --- the real app behind it ---
 
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[httpx2.Client]:
+    with httpx2.Client(verify=False) as client:  # reading certificates takes longer than these tests
+        yield client
+
+
 OUTSIDE = [
     "/../../../../etc/passwd", "/static/../guard.py", "/static/%2e%2e/guard.py", "/static/..%2fguard.py",
     "/static/..%5cguard.py", "/static//etc/passwd", "/static/%2fetc%2fpasswd", "/static/serve.js%00.png", "/static/",
@@ -598,7 +609,7 @@ def test_no_path_becomes_a_file(fake_server: Served, path: str) -> None:
     assert b"content-security-policy" in received
 
 
-def test_nothing_is_fetched_or_opened_for_a_request(fake_server: Served) -> None:
+def test_nothing_is_fetched_or_opened_for_a_request(fake_server: Served, web: httpx2.Client) -> None:
     """vllm#57157 (CVE-2025-6242) and its kind: every key in which a client may name an image."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0.2)
@@ -617,34 +628,34 @@ def test_nothing_is_fetched_or_opened_for_a_request(fake_server: Served) -> None
             [{"type": "file", "file": {"file_data": url}}, text],
         ]
         for content in asked:
-            answer = ask_server(fake_server, content)
+            answer = ask_server(web, fake_server, content)
             assert answer.status_code == 400, content
             assert answer.json()["error"]["code"] in ("invalid_image_url", "unsupported_parameter")
         # Keys and marks of training files name no image here.
         keys = {"images": ["/etc/passwd", url], "image": url, "objects": {"image": [0]}}
         for content in ("<image>What is this?", [{"type": "text", "text": "<image>"}]):
-            assert ask_server(fake_server, content, **keys).status_code == 400
+            assert ask_server(web, fake_server, content, **keys).status_code == 400
         assert fake_server.scheduler.rows == []
         content = [{"type": "text", "text": "COCO Yes:", "image": "/etc/passwd", "path": url}]
-        assert ask_server(fake_server, content, **keys).status_code == 200
+        assert ask_server(web, fake_server, content, **keys).status_code == 200
         assert fake_server.scheduler.pixels == [{}]
         with pytest.raises(TimeoutError):
             listener.accept()
 
 
-def ask_server(served: Served, content: Any, **keys: Any) -> httpx2.Response:
+def ask_server(web: httpx2.Client, served: Served, content: Any, **keys: Any) -> httpx2.Response:
     body = {"model": "base", "messages": [{"role": "user", "content": content}], **keys}
-    return httpx2.post(f"{served.api}/chat/completions", json=body, verify=False)  # certificates take a while to read
+    return web.post(f"{served.api}/chat/completions", json=body)
 
 
-def test_limits_hold_before_the_app_understands_a_body(fake_server: Served) -> None:
+def test_limits_hold_before_the_app_understands_a_body(fake_server: Served, web: httpx2.Client) -> None:
     """Not the JSON error of a cut body, and nothing is unpacked: gzip makes gigabytes of 32 MiB."""
     url = f"{fake_server.api}/chat/completions"
     endless = (b"x" * 2**20 for _ in range(40))
-    answer = httpx2.post(url, headers=JSON, content=endless, verify=False)
+    answer = web.post(url, headers=JSON, content=endless)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
     packed = gzip.compress(json.dumps({"model": "base", "messages": [{"role": "user", "content": "a"}]}).encode())
-    answer = httpx2.post(url, headers={**JSON, "content-encoding": "gzip"}, content=packed, verify=False)
+    answer = web.post(url, headers={**JSON, "content-encoding": "gzip"}, content=packed)
     assert answer.status_code == 400
     assert fake_server.scheduler.rows == []
 
@@ -659,7 +670,7 @@ def test_every_answer_of_the_app_has_the_headers(fake_server: Served) -> None:
             client.post("/v1/chat/completions", headers=JSON, content=b"{"),
             client.delete("/v1/models", headers=JSON),
         ]
-        answers.append(ask_server(fake_server, "COCO Yes:", stream=True))
+        answers.append(ask_server(client, fake_server, "COCO Yes:", stream=True))
         assert [answer.status_code for answer in answers] == [200, 200, 200, 200, 200, 404, 400, 405, 200]
         for answer in answers:
             assert {name: answer.headers.get(name) for name in SAFE_HEADERS} == SAFE_HEADERS

@@ -90,16 +90,13 @@ class GuardSettings:
     cors: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if not is_loopback(self.host) and not self.api_key:
-            hint = f"--api-key KEY, or {API_KEY_VARIABLE}=KEY in the environment"
-            raise UsageError("other machines reach this host, so it needs an API key", where=self.host, hint=hint)
+        for host in (self.host, *(split_host(name)[0] for name in self.allow_hosts)):
+            if not is_loopback(host) and not self.api_key:
+                hint = f"--api-key KEY, or {API_KEY_VARIABLE}=KEY in the environment"
+                raise UsageError("other machines reach this host, so it needs an API key", where=host, hint=hint)
         if self.api_key and not re.fullmatch(r"[!-~]+", self.api_key):
             hint = "use letters, digits and signs of ASCII, without spaces"
             raise UsageError("the API key has characters that no HTTP header can carry", where="--api-key", hint=hint)
-        for name in self.allow_hosts:
-            if not _HOST.fullmatch(name.lower()):
-                hint = "write it as in a browser's address: captions.example or captions.example:8443"
-                raise UsageError(f"{name!r} is not the name of a host", where="--allow-host", hint=hint)
         for origin in self.cors:
             if not _ORIGIN.fullmatch(origin.lower()):
                 hint = "write scheme, host and port: https://app.example"
@@ -111,7 +108,7 @@ class GuardSettings:
         at the usual port sends no port."""
         own = {*_LOOPBACK_NAMES, _quote_address(self.host.lower())} - {"0.0.0.0", "[::]"}  # noqa: S104
         named = {name.lower() for name in self.allow_hosts}
-        without_port = own | {name for name in named if not _HOST.fullmatch(name)["port"]}  # type: ignore[index]
+        without_port = own | {name for name in named if not split_host(name)[1]}
         with_port = {f"{name}:{self.port}" for name in without_port}
         return frozenset(with_port | named | (own if self.port == 80 else set()))
 
@@ -138,10 +135,18 @@ def read_api_key(option: str | None) -> str:
     return (os.environ.get(API_KEY_VARIABLE, "") if option is None else option).strip()
 
 
+def split_host(host: str) -> tuple[str, str]:
+    """Name and port ("": none) of what a browser's address has. Raises UsageError if it is not that."""
+    if (match := _HOST.fullmatch(host.lower())) is None:
+        hint = "write it as in a browser's address: captions.example or captions.example:8443"
+        raise UsageError(f"{host!r} is not the name of a host", where="--allow-host", hint=hint)
+    return match["name"], match["port"] or ""
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches a server at this host."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host.lower() == "localhost"
 
