@@ -27,6 +27,7 @@ from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.registry import parse_configs
 from lorgnette.planning.gpus import GPU_NAMES, GPUS
 from lorgnette.planning.memory import GIB, MemoryFit, Workload, find_fit, predict_memory
+from lorgnette.processing.tokenizer import TextTokenizer
 from lorgnette.report.console import Terminal
 from lorgnette.training import setup
 from lorgnette.training.data_module import TrainingData
@@ -215,14 +216,23 @@ def write_sparse_weights(folder: Path) -> None:
         file.truncate(8 + len(content) + end)
 
 
+@pytest.fixture(scope="module")
+def real_tokenizer(shared: Callable[[str], Path]) -> TextTokenizer:
+    return TextTokenizer.from_folder(shared("qwen2-vl"))
+
+
 @pytest.fixture
-def job(shared: Callable[[str], Path], tmp_path: Path) -> Callable[..., Settings]:
+def job(
+    shared: Callable[[str], Path], real_tokenizer: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Settings]:
     """The tutorial's job on real captions, with Qwen2-VL-2B's configuration and tokenizer, without its weights."""
     folder = tmp_path / "Qwen2-VL-2B-Instruct"
     folder.mkdir()
     for path in shared("qwen2-vl").glob("*.*"):
         shutil.copy(path, folder)
     write_sparse_weights(folder)
+    # Every plan reads the tokenizer, and Qwen's 150,000 tokens take half a second.
+    monkeypatch.setattr(TextTokenizer, "from_folder", lambda *_, **__: real_tokenizer)
 
     def settings(*words: str) -> Settings:
         data = shared("coco") / "captions.csv"
