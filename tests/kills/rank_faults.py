@@ -27,8 +27,7 @@ from typing import Any
 import PIL.Image
 import torch
 import torch.distributed.launcher.api
-from peft import LoraConfig  # noqa: F401 - what a run imports is imported before the forks
-from transformers import Qwen2VLForConditionalGeneration  # noqa: F401
+from transformers import Qwen2VLForConditionalGeneration  # noqa: F401 - what a run imports is imported before the forks
 
 from lorgnette.cli import main
 from lorgnette.engine.fast import FastEngine
@@ -280,6 +279,8 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     SETTINGS["device"] = arguments.device
+    if "bitsandbytes" in sys.modules or torch.cuda.is_initialized():
+        sys.exit("bitsandbytes starts CUDA where it is imported, and no run can then fork its ranks")
     arguments.folder.mkdir(parents=True, exist_ok=True)
     results = {}
     for name in arguments.names or FAULTS:
@@ -287,5 +288,8 @@ if __name__ == "__main__":
         results[name] = try_fault(folder, name, arguments.ranks, resume=arguments.resume)
     if bad := [name for name, result in results.items() if result.left or result.resumes is False]:
         sys.exit(f"processes are left, or the run cannot be resumed: {', '.join(bad)}")
+    for name, result in results.items():  # one message says what ended a run that failed
+        if result.status == 1 and sum(line.startswith("lorgnette: ") for line in result.printed) != 1:
+            sys.exit(f"{name}: {result.printed}")
     content = {name: asdict(result) for name, result in results.items()}
     sys.stdout.write(f"{write_table(results) if arguments.table else json.dumps(content)}\n")

@@ -1,28 +1,26 @@
 """A run of several ranks ends with one message and leaves no process, whatever happens to a rank or to the command.
 
 The ranks here exchange one vector a step, as those of a training do. `make test-kills` breaks a whole training in each
-of these ways; one of them is tried here.
+of these ways.
 """
 
-import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lorgnette.distributed import World
 from lorgnette.errors import LorgnetteError
-from lorgnette.rank_status import RankStatus
+from lorgnette.rank_status import Outcome, RankStatus, allocate_table
 from lorgnette.training import rank_process
 from lorgnette.training.interrupt import GracefulInterrupt, StopSignals
 from lorgnette.training.launch import build_rank_terminal, start_ranks
 
-PROGRAM = Path(__file__).with_name("rank_faults.py")
 FAULT_STEP = 3
 Fault = Callable[[RankStatus], object]
 
@@ -167,6 +165,41 @@ def test_a_second_ctrl_c_stops_at_once(is_deaf: bool, tmp_path: Path, monkeypatc
     assert time.monotonic() - begin < 10
 
 
+def test_ctrl_c_is_answered_while_rank_0_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is inside an exchange, and Python sees no signal there."""
+    monkeypatch.setattr(rank_process, "SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(rank_process, "LEAVE_SECONDS", 0.3)
+
+    def train(world: World) -> None:
+        if world.rank == 1:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            time.sleep(0.3)
+            for _ in range(2):
+                os.kill(os.getppid(), signal.SIGINT)
+                time.sleep(1.0)
+            time.sleep(100)
+        with GracefulInterrupt(build_rank_terminal(), world.status):
+            world.barrier()
+
+    with pytest.raises(KeyboardInterrupt):
+        start_ranks(2, "cpu", tmp_path / "ranks", train)
+    assert capfd.readouterr().err.count("stopping, but rank 0 waits for another rank; press Ctrl-C again") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_said"),
+    [({}, True), ({"is_waiting": False}, False), ({"since": 1e12}, False), ({"outcome": Outcome.STOPPED}, False)],
+)
+def test_rank_0_speaks_for_itself_where_it_can(changes: dict[str, Any], is_said: bool) -> None:
+    table, said = allocate_table(2), list[str]()
+    for name, value in {"is_waiting": True, **changes}.items():
+        table[name][0] = value
+    rank_process._say_that_rank_0_waits(table, said.append)
+    assert bool(said) == is_said
+
+
 def test_ranks_whose_command_is_killed_save_and_end(tmp_path: Path) -> None:
     command = os.fork()
     if not command:
@@ -188,15 +221,3 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def test_a_training_of_which_a_rank_is_killed(fork_command: Callable[..., list[str]], tmp_path: Path) -> None:
-    command = fork_command(PROGRAM, tmp_path, "kill", "--ranks", 2)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    result = json.loads(done.stdout)["kill"]
-    assert (result["status"], result["left"], result["checkpoints"]) == (1, [], ["step-000002", "step-000004"])
-    errors = [line for line in result["printed"] if line.startswith("lorgnette: ")]
-    assert [error.split(" · ")[0] for error in errors] == ["lorgnette: a process was ended by SIGKILL"]
-    assert "rank 1 of 2 on" in errors[0]
-    assert "in step 5" in errors[0]
-    assert "saved      at step 4; to resume: lorgnette train --resume run gpus=2" in result["printed"]

@@ -97,14 +97,15 @@ def find_gpus() -> list[Gpu]:
 
 
 def count_gpus(gpus: int | str | None) -> int:
-    """How many are to train together, whether this machine has them or not. gpus: as of `train`; None: 1.
+    """How many are to train together, whether this machine has them or not. Raises as `parse_num_gpus`."""
+    number = parse_num_gpus(gpus)
+    return max(len(find_gpus()), 1) if number is None else number
 
-    Raises UsageError for what is no number.
-    """
-    if gpus is None:
-        return 1
-    if gpus == "all":
-        return max(len(find_gpus()), 1)
+
+def parse_num_gpus(gpus: int | str | None) -> int | None:
+    """The number of `gpus=`; None for `all`. gpus: as of `train`; None: 1. Raises UsageError for what is no number."""
+    if gpus is None or gpus == "all":
+        return 1 if gpus is None else None
     if not (str(gpus).isdecimal() and int(gpus) > 0):
         raise UsageError("no number of GPUs", where=f"gpus={gpus}", hint="write a number, 1 or more, or gpus=all")
     return int(gpus)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.planning.gpus import find_gpus
+from lorgnette.planning.gpus import find_gpus, parse_num_gpus
 from lorgnette.rank_status import RankError, RankStatus, allocate_table, find_cause, restore_error
 from lorgnette.report.console import Terminal
 from lorgnette.training.interrupt import STOP_SIGNALS, StopSignals
@@ -55,23 +55,20 @@ def count_ranks(gpus: NumGpus, device: str) -> int:
         if device == "mps":
             raise UsageError("device=mps is not several GPUs", where="torchrun", hint="start one process alone")
         return 1
-    if gpus is None:
-        return 1
-    if gpus != "all" and not (str(gpus).isdecimal() and int(gpus) > 0):
-        raise UsageError("no number of GPUs", where=where, hint="write a number, 1 or more, or gpus=all")
-    if gpus != "all" and (int(gpus) == 1 or device == "cpu"):
-        return int(gpus)
+    number = parse_num_gpus(gpus)
+    if number == 1 or (number is not None and device == "cpu"):
+        return number
     if device in ("cpu", "mps"):
         hint = "write the number of processes, such as gpus=2" if device == "cpu" else "leave gpus out"
         raise UsageError(f"device={device} is not several GPUs", where=where, hint=hint)
     found = len(find_gpus())
-    if found == 0 or (gpus != "all" and int(gpus) > found):
+    if found == 0 or (number is not None and number > found):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         seen = "" if visible is None else f" with CUDA_VISIBLE_DEVICES={visible}"
-        number = "no GPU" if found == 0 else f"{found} GPU{'s' if found > 1 else ''}"
+        shown = "no GPU" if found == 0 else f"{found} GPU{'s' if found > 1 else ''}"
         hint = f"gpus={found}, or gpus=all" if found else "gpus=2 device=cpu starts two processes on the CPU"
-        raise UsageError(f"this machine shows {number}{seen}", where=where, hint=hint)
-    return found if gpus == "all" else int(gpus)
+        raise UsageError(f"this machine shows {shown}{seen}", where=where, hint=hint)
+    return number or found
 
 
 def is_rank() -> bool:
@@ -106,7 +103,7 @@ def start_ranks(size: int, device: str, folder: Path, train: Callable[["World"],
         rank_job = _RankJob(device_type, folder, table, error_file, has_threads, train)
         gc.freeze()  # a collection in a rank would write to the pages that it shares
         try:
-            with _keep_signal_handlers(), _log_agent(folder), wait_for_ranks(table):
+            with _keep_signal_handlers(), _log_agent(folder), wait_for_ranks(table, Terminal().warn):
                 elastic_launch(_build_launch_config(size, store.port), rank_job.run)()
         except (SignalException, ChildFailedError) as error:
             failures = error.failures if isinstance(error, ChildFailedError) else {}

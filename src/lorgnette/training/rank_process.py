@@ -46,6 +46,9 @@ STOP_SECONDS = 300.0
 STUCK_SECONDS = 2.0
 """How long all others wait in an exchange until a rank that was stopped is sure that they wait for it."""
 
+SILENT_SECONDS = 2.0
+"""How long rank 0 waits in an exchange after Ctrl-C, which it cannot see there, until the parent speaks for it."""
+
 
 class Watchdog:
     """A thread that says which rank the others wait for, and ends this process if waiting is no use.
@@ -220,11 +223,11 @@ def _wait_for_others(status: RankStatus, watchdog: Watchdog) -> None:
 
 
 @contextmanager
-def wait_for_ranks(table: NDArray[Any]) -> Iterator[None]:
+def wait_for_ranks(table: NDArray[Any], say: Callable[[str], None]) -> Iterator[None]:
     """In the process that forked the ranks: leave the block, after a signal too, when none of them runs.
 
     Ctrl-C raises SignalException, as other signals do in torch's agent. A second one goes to the ranks alone, which
-    then do not save; those that do not end either are killed.
+    then do not save; those that do not end either are killed. say: prints a line if rank 0 cannot.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
 
@@ -234,11 +237,10 @@ def wait_for_ranks(table: NDArray[Any]) -> Iterator[None]:
         nonlocal is_stopping
         if not is_stopping:
             is_stopping = True
+            _start_timer(SILENT_SECONDS, _say_that_rank_0_waits, table, say)
             raise SignalException("Ctrl-C", signal.SIGINT)
         _send(signal.SIGINT, table["pid"][table["outcome"] == Outcome.RUNNING])
-        timer = threading.Timer(LEAVE_SECONDS, _kill_ranks, [table])
-        timer.daemon = True
-        timer.start()
+        _start_timer(LEAVE_SECONDS, _kill_ranks, table)
 
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, on_ctrl_c)
@@ -252,6 +254,19 @@ def wait_for_ranks(table: NDArray[Any]) -> Iterator[None]:
             if time.monotonic() > end:
                 _send(signal.SIGKILL, pids)
         raise
+
+
+def _start_timer(seconds: float, function: Callable[..., None], *arguments: Any) -> None:
+    timer = threading.Timer(seconds, function, arguments)
+    timer.daemon = True
+    timer.start()
+
+
+def _say_that_rank_0_waits(table: NDArray[Any], say: Callable[[str], None]) -> None:
+    """Its own answer to Ctrl-C comes after the exchange."""
+    row, waited = table[0], time.monotonic() - table["since"][0]
+    if row["outcome"] == Outcome.RUNNING and row["is_waiting"] and waited >= SILENT_SECONDS:
+        say("stopping, but rank 0 waits for another rank; press Ctrl-C again to stop at once without saving")
 
 
 def _kill_ranks(table: NDArray[Any]) -> None:
