@@ -28,7 +28,7 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
     ),
     "train": (
         "lorgnette train captions.csv",
-        "lorgnette train captions.csv model=Qwen3-VL-4B --epochs 3 --learning-rate 2e-4",
+        "lorgnette train captions.csv model=Qwen3-VL-4B --epochs 3 gpus=4",
         "lorgnette train --resume runs/captions",
     ),
     "predict": (

@@ -1,8 +1,7 @@
 """Sample answers at every evaluation: what they log, and that they do not change the training."""
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,21 +79,25 @@ def test_a_metric_that_selects_the_best_step_uses_all_full_answers(captions: Pat
 class RecordingShards:
     """Layers of all ranks: says whether a rank leads or follows."""
 
-    is_collective, world = True, World()
+    is_collective = True
 
-    def __init__(self) -> None:
-        self.calls: list[str] = []
+    def __init__(self, world: World) -> None:
+        self.world, self.calls = world, list[str]()
+
+    @property
+    def is_leading(self) -> bool:
+        return self.calls[-1:] == ["lead"]
+
+    @is_leading.setter
+    def is_leading(self, value: bool) -> None:
+        self.calls.append("lead" if value else "end")
 
     def run_empty_pass(self, *, backward: bool) -> None:
         raise AssertionError
 
-    @contextmanager
-    def lead(self) -> Iterator[None]:
-        self.calls.append("lead")
-        yield
-
     def follow(self) -> None:
         self.calls.append("follow")
+        assert self.world.broadcast_object("nothing yet") is None
 
 
 def generate_on_rank(world: World, model: LoadedModel, examples: list[Example]) -> list[dict[str, Any]]:
@@ -108,7 +111,7 @@ def generate_on_rank(world: World, model: LoadedModel, examples: list[Example]) 
 
     LoadedModel.generate_answers = generate  # type: ignore[method-assign]
     results = []
-    for selects_best, shards in ((True, None), (False, None), (True, RecordingShards())):
+    for selects_best, shards in ((True, None), (False, None), (True, RecordingShards(world))):
         options: dict[str, Any] = {"selects_best": selects_best, "world": world, "shards": shards}
         samples = SampleLogger(model, examples, "ROUGE-L", SamplingParams(5, 2), **options).generate()
         result = {"answers": [row.tuned for row in samples.rows], "scores": dict(samples.scores)}
@@ -129,7 +132,7 @@ def test_ranks_share_what_is_worth_it(captions: Path, model: LoadedModel) -> Non
     assert [(a["prompts"], b["prompts"]) for a, b in zip(first, second, strict=True)] in (
         [(2, 3), (4, 0), (5, 0)], [(3, 2), (4, 0), (5, 0)],
     )  # fmt: skip
-    assert [a["calls"] + b["calls"] for a, b in zip(first, second, strict=True)] == [[], [], ["lead", "follow"]]
+    assert [a["calls"] + b["calls"] for a, b in zip(first, second, strict=True)] == [[], [], ["lead", "end", "follow"]]
 
 
 def test_a_metric_saves_another_best_step_than_the_loss(

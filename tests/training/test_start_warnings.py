@@ -1,6 +1,7 @@
 """What is said before the first step."""
 
 import io
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from lorgnette.training.start_warnings import (
     explain_built_in_model,
     explain_idle_gpus,
     explain_missing_device,
+    explain_single_shard,
     explain_slow_dtype,
     list_start_warnings,
 )
@@ -46,6 +48,13 @@ def test_gpus_that_are_idle_or_not_there(monkeypatch: pytest.MonkeyPatch) -> Non
     assert explain_idle_gpus("auto", 2) == explain_idle_gpus("cpu") == explain_idle_gpus("cpu", 3) == ""
     monkeypatch.setattr("lorgnette.training.start_warnings.find_gpus", lambda: [])
     assert explain_idle_gpus("auto", 4) == "", "the plan may be for another machine"
+
+
+def test_one_gpu_has_nobody_to_share_with() -> None:
+    cases = itertools.product((True, False, "auto"), (1, 2))
+    texts = {case: explain_single_shard(fully_shard=case[0], num_ranks=case[1]) for case in cases}
+    assert {key for key, text in texts.items() if text} == {(True, 1)}
+    assert "does nothing on one GPU" in texts[True, 1]
 
 
 def test_half_precision_is_slow_on_a_cpu() -> None:

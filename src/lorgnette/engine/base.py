@@ -1,7 +1,7 @@
 """The interface of an engine, as the trainer uses it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -24,15 +24,14 @@ class Shards(Protocol):
         """Whether a pass waits for all ranks, so that all run equally many."""
 
     world: World
+    is_leading: bool
+    """Whether rank 0 runs passes while the others `follow`."""
 
     def run_empty_pass(self, *, backward: bool) -> None:
         """Take part in a forward pass of the others, and in its backward pass, without examples."""
 
-    def lead(self) -> AbstractContextManager[None]:
-        """Run passes on rank 0 while the others `follow`."""
-
     def follow(self) -> None:
-        """Take part in the passes of rank 0, until its `lead` ends."""
+        """Take part in the passes of rank 0, until it sends None."""
 
 
 @runtime_checkable
@@ -99,5 +98,11 @@ def run_on_main_rank(world: World, shards: Shards | None, function: Callable[[],
         if shards is not None:
             shards.follow()
         return None
-    with nullcontext() if shards is None else shards.lead():
+    if shards is None:
         return function()
+    shards.is_leading = True
+    try:
+        return function()
+    finally:
+        shards.is_leading = False
+        world.broadcast_object(None)

@@ -4,8 +4,7 @@ torch's `fully_shard` keeps a part of each frozen weight on every rank. It gathe
 and again before its backward. The adapter's parameters are whole on every rank: the trainer sums their gradients.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +66,7 @@ class FsdpLayers:
         """
         from torch.distributed.fsdp import fully_shard
 
-        self.world, self._is_leading = world, False
+        self.world, self.is_leading = world, False
         self._decoder = model.get_base_model().get_submodule("model.language_model")
         self._embedding = model.get_base_model().get_input_embeddings()
         layers: Sequence[nn.Module] = self._decoder.get_submodule("layers")
@@ -96,21 +95,11 @@ class FsdpLayers:
         if backward:
             (hidden * 0).sum().backward()
 
-    @contextmanager
-    def lead(self) -> Iterator[None]:
-        """As Shards.lead."""
-        self._is_leading = True
-        try:
-            yield
-        finally:
-            self._is_leading = False
-            self.world.broadcast_object(False)
-
     def follow(self) -> None:
         """As Shards.follow."""
         while self.world.broadcast_object(None):
             self.run_empty_pass(backward=False)
 
     def _announce_pass(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if self._is_leading:
+        if self.is_leading:
             self.world.broadcast_object(True)

@@ -65,7 +65,7 @@ class ShardedLayers:
         self._peer_rows: list[list[list[Tensor]]] | None = None
         """By layer, matrix and rank, if this rank can read them."""
         self._copy_stream: torch.cuda.Stream | None = None
-        self._is_leading = False
+        self.is_leading = False
         self.load_factors: Callable[[Float32[Tensor, " n"]], None] = lambda values: None
         """Puts other LoRA factors into this rank's engine."""
 
@@ -141,18 +141,8 @@ class ShardedLayers:
         for layer in [*layers, *reversed(layers)] if backward else layers:
             self._enter_layer(layer)
 
-    @contextmanager
-    def lead(self) -> Iterator[None]:
-        """Run passes on rank 0 while the other ranks `follow`."""
-        self._is_leading = True
-        try:
-            yield
-        finally:
-            self._is_leading = False
-            self.world.broadcast_object(None)
-
     def follow(self) -> None:
-        """Take part in the gathers of rank 0, until its `lead` ends."""
+        """Take part in the gathers of rank 0, until it sends None."""
         while (message := self.world.broadcast_object(None)) is not None:
             if isinstance(message, Tensor):
                 self.load_factors(message)
@@ -161,14 +151,14 @@ class ShardedLayers:
 
     def send_factors(self, values: Float32[Tensor, " n"]) -> None:
         """Give the ranks that follow the LoRA factors with which this rank goes on."""
-        if self._is_leading:
+        if self.is_leading:
             self.world.broadcast_object(values.cpu())
 
     def _enter_layer(self, layer: int) -> None:
         """Wait for a layer's matrices, and begin to gather those of the layer that comes next."""
         if layer == self._current:
             return
-        if self._is_leading and self.is_collective:
+        if self.is_leading and self.is_collective:
             self.world.broadcast_object(layer)
         # The first layer is followed by the second. So is the bottom of a backward pass: by the next forward pass.
         is_upward = layer == 0 or self._current is None or layer > self._current

@@ -38,7 +38,7 @@ from lorgnette.training.interrupt import GracefulInterrupt
 from lorgnette.training.run_report import write_run_report
 from lorgnette.training.sampler import BatchSampler
 from lorgnette.training.setup import TrainingSetup, build_training
-from lorgnette.training.start_warnings import explain_built_in_model, explain_slow_dtype
+from lorgnette.training.start_warnings import explain_built_in_model, explain_single_shard, explain_slow_dtype
 from lorgnette.training.step_count import END_KIND, STOPPED_BY_CALLBACK, StepCount
 from lorgnette.training.trainer import Trainer
 from lorgnette.training.user_callbacks import UserCallbacks
@@ -66,7 +66,7 @@ def run_training(
     timer.attach_status(world.status)
 
     # Resolve what depends on the device and on earlier checkpoints.
-    device, dtype = _select_device_and_dtype(settings, terminal)
+    device, dtype = _select_device_and_dtype(settings, terminal, world)
     step, checkpoint = _find_checkpoint(run_dir, world)
     metadata = _describe_adapter(settings, data)
     sampling = SamplingParams(
@@ -122,10 +122,9 @@ def run_training(
                     _report_end(trainer, log, terminal, can_learn=can_learn)
 
                 # Save the adapter; the last checkpoint is written while the answers are generated.
-                peak, reserved = measure_peak_gib(device), measure_reserved_gib(device)
                 engine = "fast" if isinstance(setup.model, FastModel) else "reference"
                 used = {"gpu": get_gpu_name(device), "engine": engine, "dtype": str(dtype).removeprefix("torch.")}
-                log.write({"kind": "memory", "peak_gib": peak, "reserved_gib": reserved, **used})
+                log.write({"kind": "memory", **_measure_memory(device, world), **used})
                 with timer("save"):
                     write, state = snapshot(), trainer.gather_state()
                     if world.is_main:
@@ -153,10 +152,20 @@ def run_training(
     user_callbacks.raise_error()  # of the last step, now that everything is written
 
 
-def _select_device_and_dtype(settings: Settings, terminal: Terminal) -> tuple[torch.device, torch.dtype]:
+def _measure_memory(device: torch.device, world: World) -> dict[str, Any]:
+    """The peak so far, of the rank with the largest; for the log."""
+    peaks = world.gather_objects((measure_peak_gib(device), measure_reserved_gib(device)))
+    most = max(range(world.size), key=lambda rank: peaks[rank][0])
+    memory = {"peak_gib": peaks[most][0], "reserved_gib": peaks[most][1]}
+    return memory | {"num_ranks": world.size} if world.size > 1 else memory
+
+
+def _select_device_and_dtype(settings: Settings, terminal: Terminal, world: World) -> tuple[torch.device, torch.dtype]:
     device = select_device(settings.device)
     dtype = select_dtype(settings.dtype, device)
     if device.type == "cpu" and (warning := explain_slow_dtype(settings.dtype)):
+        terminal.warn(warning)
+    if warning := explain_single_shard(fully_shard=settings.train.fully_shard, num_ranks=world.size):
         terminal.warn(warning)
     if settings.dtype == "auto" and dtype == torch.float16:
         terminal.print(f"dtype      float16, with loss scaling: {get_gpu_name(device)} has no bfloat16")

@@ -34,6 +34,13 @@ def explain_slow_dtype(dtype: str) -> str:
     return f"{dtype} is slow on a CPU; leave dtype=auto" if dtype in ("bfloat16", "float16") else ""
 
 
+def explain_single_shard(*, fully_shard: bool | str, num_ranks: int) -> str:
+    """Why train.fully_shard=true does nothing in this training; empty where it does something, or is not set."""
+    if fully_shard is not True or num_ranks > 1:
+        return ""
+    return "train.fully_shard=true does nothing on one GPU: layers are sharded over several, as with gpus=2"
+
+
 def explain_missing_device(device: str) -> str:
     """That this machine seems not to have the device of the settings; empty if it has. Needs no torch."""
     if device == "cuda" and find_gpu() is None:
