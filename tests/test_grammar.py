@@ -175,7 +175,7 @@ def test_data_and_adapter_have_their_place(here: Path, typed: str, meant: str) -
     ("typed", "meant"),
     [
         ("cats=runs/a dogs=runs/b", "cats=runs/a dogs=runs/b"),
-        ("test=runs/a", "test=runs/a"),  # a setting of others
+        ("test=run", "test=run"),  # a setting of others
         ("2024=runs/a", "2024=runs/a"),
         ("runs/a model=demo", "runs/a --model demo"),
         ("cats=runs/a --max_new_tokens 5 port=80", "cats=runs/a --max-new-tokens 5 --port 80"),
@@ -186,6 +186,8 @@ def test_data_and_adapter_have_their_place(here: Path, typed: str, meant: str) -
 def test_models_have_names(here: Path, typed: str, meant: str) -> None:
     options = {"--model": True, "--max-new-tokens": True, "--port": True}
     assert rewrite(typed.split(), options, ["named_models"], "serve") == meant.split()
+    with pytest.raises(UsageError, match="`lorgnette serve` has no setting epochs · epochs=3"):
+        rewrite(["run", "epochs=3"], options, ["named_models"], "serve")
 
 
 def test_a_setting_that_a_command_lacks_is_refused_with_what_it_has(here: Path) -> None:

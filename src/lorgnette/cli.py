@@ -48,7 +48,7 @@ SETTINGS_HELP = "settings, as epochs=3 or --epochs 3; `lorgnette settings` lists
 WORDS_HELP = f"a recipe's name or file, a data file or folder, and {SETTINGS_HELP}"
 RUN_OR_MODEL_HELP = "a run, an adapter, `base`, a model, or a file of saved answers (.jsonl)"
 SERVED_HELP = (
-    "runs, adapters or a model; each under its run's name, or NAME. The base model is served with them, as `base`"
+    "runs, adapters or a model, each under its run's name or NAME; the base model is served beside them as `base`"
 )
 
 SplitBy = Literal["image", "tail"]
@@ -268,11 +268,9 @@ def predict(
 
 @app.command()
 def serve(
-    named_models: Annotated[list[str] | None, Argument(metavar="[NAME=]RUN_OR_MODEL...", help=SERVED_HELP)] = None,
+    named_models: Annotated[list[str] | None, Argument(metavar="[NAME=]RUN_OR_MODEL", help=SERVED_HELP)] = None,
     model: BaseModel = None,
-    host: Annotated[str, Option(help="the address to answer on; another than this machine's own needs a key")] = (
-        "127.0.0.1"
-    ),
+    host: Annotated[str, Option(help="the address to answer on; others than loopback need a key")] = "127.0.0.1",
     port: Annotated[
         int | None, Option(min=0, max=65535, help="the port, 0 for any; default: 8787, or the next that is free")
     ] = None,

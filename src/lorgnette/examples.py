@@ -39,7 +39,7 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
     "serve": (
         "lorgnette serve runs/captions",
         "lorgnette serve cats=runs/captions dogs=runs/captions-2 --port 8080",
-        "LORGNETTE_API_KEY=secret lorgnette serve runs/captions --host 0.0.0.0 --allow-host 192.168.1.5",
+        "lorgnette serve runs/captions --host 0.0.0.0 --allow-host 192.168.1.5 --api-key KEY",
     ),
     "evaluate": (
         "lorgnette evaluate runs/captions more.csv",

@@ -306,7 +306,7 @@ def _place_setting(
             return _Placed([value], is_last=True)
         if setting == "adapter" and any(name in arguments for name in _ADAPTER_ARGUMENTS):
             return _Placed([value], is_first=True)
-    if NAMED_MODELS in arguments:
+    if NAMED_MODELS in arguments and (_exists(value) or not _find_settings(key)):
         return _Placed([f"{key}={value}"])
     names = ", ".join(option for option in options if option.startswith("--") and option != "--help")
     raise UsageError(f"`lorgnette {command}` has no setting {key}", where=f"{key}={value}", hint=f"it has {names}")
