@@ -280,6 +280,31 @@ def test_rows_that_do_not_fit_together_wait_for_room() -> None:
     play(scene)
 
 
+def test_a_request_without_room_whose_client_has_gone_does_not_join_later() -> None:
+    async def scene() -> None:
+        batch = StubBatch()
+        batch.gate.clear()
+        async with run(batch) as scheduler:
+            first = scheduler.submit(make_row(1, 2), {})
+            await wait_until(lambda: scheduler.stats().running == 1)
+            second = scheduler.submit(make_row(3), {})
+
+            def refuse(rows: Sequence[DecodeRow]) -> None:
+                second.cancel()  # during the prefill
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+            batch.on_join = refuse
+            batch.gate.set()
+            assert await read(first) == [1, 2]
+            batch.on_join = lambda rows: None
+            assert await read(scheduler.submit(make_row(4), {})) == [4]
+            assert [row.prompt.input_ids[0] for rows in batch.joined for row in rows] == [1, 4]
+            assert scheduler.stats().outcomes == {"stop": 2, "cancelled": 1}
+            assert scheduler.stats().waiting == 0
+
+    play(scene)
+
+
 def test_a_step_without_memory_ends_what_has_begun() -> None:
     """Who has no token yet is asked again, unless nobody has one."""
 

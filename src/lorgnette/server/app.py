@@ -50,12 +50,7 @@ def build_app(models: ModelSet, scheduler: Scheduler, encoder: PromptEncoder, se
         Route("/metrics", get_metrics),
         *build_page_routes(models, has_api_key=bool(settings.api_key)),
     ]
-    handlers: dict[Any, Any] = {
-        ApiError: _answer_api_error,
-        HTTPException: _answer_http_error,
-        Exception: _answer_defect,
-    }
-    return Guard(Starlette(routes=routes, exception_handlers=handlers), settings)
+    return Guard(Starlette(routes=routes, exception_handlers=_HANDLERS), settings)
 
 
 def describe_model(model: ServedModel, created: int, max_tokens: int) -> dict[str, Any]:

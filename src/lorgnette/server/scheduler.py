@@ -14,6 +14,7 @@ import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 from lorgnette.errors import LorgnetteError
@@ -334,8 +335,14 @@ class Scheduler:
     def _leave(self, request: _Request, outcome: Outcome) -> None:
         self._batch.leave(request.row)
         self._is_short = False
-        if self._running.pop(request.row, None) is not None:
-            self._stats.outcomes[outcome] += 1
+        self._end(request, outcome)
+
+    def _end(self, request: _Request, outcome: Outcome) -> bool:
+        """False if it does not run any more."""
+        with self._condition:
+            has_run = self._running.pop(request.row, None) is not None
+            self._stats.outcomes[outcome] += has_run
+        return has_run
 
     def _admit(self) -> bool:
         """Let requests join, in the order in which they came. Returns whether any were asked to."""
@@ -362,8 +369,8 @@ class Scheduler:
         none."""
         size = len(requests)
         while requests:
-            group = [requests[i] for i in range(min(size, len(requests)))]
-            if self._has_joined(group):
+            group = list(islice(requests, size))
+            if self._try_join(group):
                 for _ in group:
                     requests.popleft()
                 continue
@@ -377,7 +384,7 @@ class Scheduler:
             else:
                 self._fail(requests.popleft(), "out of memory: the images or the text are too large", "out_of_memory")
 
-    def _has_joined(self, requests: Sequence[_Request]) -> bool:
+    def _try_join(self, requests: Sequence[_Request]) -> bool:
         """False: memory is short, and the batch is as it was."""
         try:
             self._features.encode({grid: values for each in requests for grid, values in each.pixels.items()})
@@ -391,14 +398,16 @@ class Scheduler:
         return True
 
     def _put_back(self, requests: Sequence[_Request]) -> None:
+        """Let requests wait again, unless nobody waits for them."""
         with self._condition:
             for request in reversed(requests):
-                if self._running.pop(request.row, None) is not None:
+                if request.cancelled_as is not None:
+                    self._end(request, request.cancelled_as)
+                elif self._running.pop(request.row, None) is not None:
                     self._waiting.appendleft(request)
 
     def _fail(self, request: _Request, message: str, code: str) -> None:
-        if self._running.pop(request.row, None) is not None:
-            self._stats.outcomes["error"] += 1
+        if self._end(request, "error"):
             self._post([_News(request, (), GenerationError(message, code))])
 
     def _fail_step(self) -> None:
