@@ -48,8 +48,10 @@ SEEDS = (None, 1)
 TAIL_BYTES = 60_000
 """Of new images: behind the image's own bytes, where a decoder does not look."""
 MAX_GROWTH = 48 * 2**20
-"""Bytes that the server's memory may grow after two of five rounds, beside the features that it keeps: for decoded
-images and for what the allocator holds back."""
+"""Bytes that the server's memory may grow after two of five rounds, beside the features that it keeps: it also keeps
+decoded images."""
+MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""glibc gives free memory back at once: what grows is held by somebody."""
 COLORS = ("red", "green", "blue", "yellow", "black", "white")
 
 
@@ -420,7 +422,7 @@ def start_server(command: Sequence[str], folder: Path) -> Iterator[tuple[Server,
         port = listener.getsockname()[1]
     temporary, log = folder / "temporary", folder / "log.txt"
     temporary.mkdir(parents=True)
-    environment = {**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **MALLOC, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
     with log.open("wb") as output:
         child = subprocess.Popen([*command, "--port", str(port)], stdout=output, stderr=output, env=environment)
     try:
