@@ -124,7 +124,7 @@ def read_text(answer: Answer, *, is_streamed: bool) -> str:
 
 @dataclass(frozen=True)
 class Question:
-    """One whose answer is known. image: its number; seed: None for a greedy answer."""
+    """One whose answer is known. image: its number; seed: None for a greedy answer; a sampled one ends at an "e"."""
 
     model: str
     image: int
@@ -132,7 +132,7 @@ class Question:
     seed: int | None = None
 
     def build_body(self, images: Sequence[bytes], tail: bytes = b"", **more: object) -> bytes:
-        sampling = {} if self.seed is None else {"temperature": 0.8, "top_p": 0.9, "seed": self.seed}
+        sampling = {} if self.seed is None else {"temperature": 0.8, "top_p": 0.9, "seed": self.seed, "stop": "e"}
         image = {"type": "image_url", "image_url": {"url": encode_image(images[self.image] + tail)}}
         return encode_body(self.model, [image], max_completion_tokens=self.length, **sampling, **more)
 
