@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tomllib
@@ -189,7 +190,10 @@ def test_a_guides_commands_run_and_print_what_it_says(
     that the block before it prints. A `python` block runs after the script where lorgnette is not imported, and what
     it prints is in the output of the block before it: plain transformers answers as lorgnette does. A block without
     a language is not run."""
-    blocks = re.findall(r"```(sh|text|python)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])  # the reader's is perhaps taken here
+    text = page.read_text(encoding="utf-8").replace("8790", port)
+    blocks = re.findall(r"```(sh|text|python)\n(.*?)```", text, re.DOTALL)
     separator, bin_folder, folder = "– block –", here / "bin", here / "empty"
     bin_folder.mkdir()
     folder.mkdir()
