@@ -75,12 +75,15 @@ def test_without_a_port_the_next_free_one_is_taken(occupied: int, monkeypatch: p
 
 
 def test_two_servers_do_not_share_a_port() -> None:
-    """Both may bind it, but only the first may listen."""
-    first = open_port("127.0.0.1", 0)
-    second = open_port("127.0.0.1", first.getsockname()[1])
-    with HttpServer(Endless(), first), pytest.raises(LorgnetteError, match="is taken"):
+    """The first has it from the start, before it listens; one that binds it all the same cannot listen."""
+    with open_port("127.0.0.1", 0) as first, pytest.raises(LorgnetteError, match="is taken"):
+        open_port("127.0.0.1", first.getsockname()[1])
+    first, second = (socket.socket() for _ in range(2))
+    for port in (first, second):
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        port.bind(("127.0.0.1", 0 if port is first else first.getsockname()[1]))
+    with HttpServer(Endless(), first), second, pytest.raises(LorgnetteError, match="is taken"):
         HttpServer(Endless(), second).start()
-    second.close()
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no such host", "a" * 64 + ".example", ""])

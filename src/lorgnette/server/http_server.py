@@ -36,12 +36,9 @@ def open_port(host: str, port: int | None = None) -> socket.socket:
         raise _build_address_error(host) from None
     family, address = min((family, address[0]) for family, *_, address in addresses)  # IPv4 before IPv6
     for candidate in (port,) if port is not None else count(DEFAULT_PORT):
-        listener = socket.socket(family)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else it stays taken a minute after its end
         try:
-            listener.bind((address, candidate))
+            return _bind_socket(family, (address, candidate))
         except OSError as error:
-            listener.close()
             if error.errno == errno.EADDRNOTAVAIL:
                 raise _build_address_error(host) from None
             if port is None and candidate < DEFAULT_PORT + _NUM_PORTS:
@@ -49,7 +46,23 @@ def open_port(host: str, port: int | None = None) -> socket.socket:
             if error.errno != errno.EADDRINUSE:  # a port below 1024 needs rights
                 raise LorgnetteError(str(error.strerror), where=f"port {candidate}", hint="use another port") from None
             raise _build_taken_error(candidate) from None
-        return listener
+    raise AssertionError
+
+
+def _bind_socket(family: int, address: tuple[str | int, int]) -> socket.socket:
+    """Asks for an address of its own; else shares one with connections that their server has left a minute ago. With
+    SO_REUSEADDR alone, a server that loads its model would share its port with another one."""
+    for shares in (False, True):
+        port = socket.socket(family)
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, shares)
+        try:
+            port.bind(address)
+        except OSError as error:
+            port.close()
+            if shares or error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return port
     raise AssertionError
 
 
@@ -86,6 +99,7 @@ class HttpServer:
 
     def start(self) -> None:
         """Return when it answers. Raises LorgnetteError if another program has taken the port meanwhile."""
+        self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of its connections: see _bind_socket
         try:
             self._port.listen(self._server.config.backlog)
         except OSError as error:
