@@ -160,7 +160,7 @@ def test_the_bytes_of_a_stream(fake_server: Served) -> None:
 
 
 def test_characters_are_not_torn(fake_server: Served) -> None:
-    text = "🎈 два шара, 气球 新 👩‍👩‍👧 é"
+    text = "🎈 два шара, 气球 新 👩‍👩‍👧 é, a\u2028line, a\x85line"
     fake_server.scheduler.answers[0] = text
     pieces = [
         e["choices"][0]["delta"].get("content", "") for e in read_events(post(fake_server, stream=True).text)[:-1]

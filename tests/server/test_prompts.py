@@ -156,7 +156,7 @@ def test_caches_of_texts_and_images_are_bounded(
 def test_requests_wait_for_the_threads_only_so_far(
     encoder: PromptEncoder, model: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go, names = threading.Event(), set[str]()
+    go, names, lengths = threading.Event(), set[str](), list[int]()
 
     def wait(*_: Any) -> Any:
         names.add(threading.current_thread().name)
@@ -165,10 +165,13 @@ def test_requests_wait_for_the_threads_only_so_far(
 
     async def ask() -> list[Any]:
         message = Message.model_validate({"role": "user", "content": "x" * 10})
-        tasks = [asyncio.create_task(encoder.encode(model, [message])) for _ in range(6)]
+        requests = [[message] for _ in range(6)]
+        tasks = [asyncio.create_task(encoder.encode(model, messages)) for messages in requests]
         while len(names) < prompts.NUM_THREADS:
             await asyncio.sleep(0.001)
         tasks[3].cancel()
+        await asyncio.wait(tasks[3:4])
+        lengths[:] = map(len, requests)
         go.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -176,6 +179,7 @@ def test_requests_wait_for_the_threads_only_so_far(
     monkeypatch.setattr(prompts, "MAX_PENDING", 4)
     results = asyncio.run(ask())
     assert len(names) == prompts.NUM_THREADS
+    assert lengths[:4] == [1, 1, 1, 0]  # the pool's queue has no images of one that is cancelled
     assert [type(result) for result in results[:4]] == [tuple, tuple, tuple, asyncio.CancelledError]
     assert all(isinstance(result, TooManyPromptsError) for result in results[4:])
     assert encoder._pending == []

@@ -43,5 +43,14 @@ class ApiError(Exception):
 
 
 def format_event(value: Any) -> str:
-    """A server-sent event with JSON on one line."""
-    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    """A server-sent event."""
+    return f"data: {format_json(value)}\n\n"
+
+
+def format_json(value: Any) -> str:
+    """JSON on one line, also for clients whose lines end as those of Python's `splitlines`."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_LINE_ENDS)
+
+
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+"""Beyond the control characters, which JSON always escapes."""

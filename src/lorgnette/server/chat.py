@@ -4,7 +4,6 @@ An answer is one JSON object, or a stream of server-sent events. A client that g
 """
 
 import asyncio
-import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
@@ -16,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from lorgnette.inference.continuous_batch import DecodeRow
 from lorgnette.report.manifest import read_version
-from lorgnette.server.api_errors import ApiError, format_event
+from lorgnette.server.api_errors import ApiError, format_event, format_json
 from lorgnette.server.chat_request import ChatRequest
 from lorgnette.server.models import ModelSet, ServedModel
 from lorgnette.server.prompts import PromptEncoder, TooManyPromptsError
@@ -99,7 +98,9 @@ class ChatEndpoint:
     async def __call__(self, http: Request) -> Response:
         """Raises ApiError for what is refused, and for what fails before the answer begins."""
         try:
-            request = ChatRequest.parse(await http.body())
+            body = [part async for part in http.stream()]  # `http.body()` would keep it until the answer's end
+            request = ChatRequest.parse(b"".join(body))
+            del body
             answer = await self._start(http, request, find_model(self._models, request.model))
             return await (respond_in_stream if request.stream else respond)(http, answer)
         except ClientDisconnect:
@@ -171,10 +172,10 @@ async def iter_events(answer: Answer, first: str | None, rest: AsyncIterator[str
         return format_event(answer.build_body("chat.completion.chunk", [choice], **usage))
 
     # All chunks with text are the same around it.
-    before, after = build_chunk({"content": _TEXT}).split(json.dumps(_TEXT))
+    before, after = build_chunk({"content": _TEXT}).split(format_json(_TEXT))
 
     def build_event(piece: str) -> str:
-        return f"{before}{json.dumps(piece, ensure_ascii=False)}{after}" if piece else _PING
+        return f"{before}{format_json(piece)}{after}" if piece else _PING
 
     yield build_chunk({"role": "assistant", "content": ""})
     try:

@@ -62,9 +62,12 @@ class PromptEncoder:
         self._cached: dict[Processor, tuple[int, int]] = {}
         """Images and characters that a processor has seen since its caches were emptied."""
 
-    async def encode(self, model: ServedModel, messages: Sequence[Message]) -> Prompt:
+    async def encode(self, model: ServedModel, messages: list[Message]) -> Prompt:
         """The prompt, and the pixels of its images. Raises ApiError for messages that the model cannot be asked, and
-        TooManyPromptsError."""
+        TooManyPromptsError.
+
+        messages: empty afterwards. They hold images as text, and the pool's queue keeps a request that is cancelled.
+        """
         size = sum(len(part.text or "") + len(_get_url(part) or "") for each in messages for part in _list_parts(each))
         if self._pending and (len(self._pending) >= MAX_PENDING or sum(self._pending) + size > MAX_PENDING_CHARACTERS):
             raise TooManyPromptsError("too many requests and images wait already")
@@ -75,6 +78,7 @@ class PromptEncoder:
             return await loop.run_in_executor(self._pool, self._encode, model, number, messages)
         finally:
             self._pending.remove(size)
+            messages.clear()
 
     def close(self) -> None:
         """End the threads, and delete the uploads."""
