@@ -264,7 +264,7 @@ def test_without_the_token_the_page_says_what_to_do(path: str) -> None:
         assert b"Open the address with <code>?token=</code>" in answer.body
         assert b"inside" not in answer.body
     assert (read("/serve.js").status, read("/serve.js").code) == (401, "invalid_token")
-    assert ask(path="/serve.js?token=" + OPEN.token).status == 401  # only the page's own address takes it
+    assert read("/serve.js?token=" + OPEN.token).status == 401  # only the page's own address takes it
 
 
 def test_a_cookie_ends_with_its_server() -> None:
@@ -469,6 +469,17 @@ def test_every_answer_has_the_headers() -> None:
     assert ask(path="/v1/models", method="PUT", content_type="application/json").status == 405
     with pytest.raises(RuntimeError, match="a defect"):
         read("/v1/defect")
+
+
+def test_an_answer_that_has_begun_does_not_begin_again() -> None:
+    """What fails then ends the connection: a second status in it would be read as text."""
+
+    async def begin(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ApiError(500, "too late", type="server_error")
+
+    with pytest.raises(ApiError, match="too late"):
+        ask(app=Guard(begin, OPEN))
 
 
 def test_a_websocket_is_closed() -> None:
