@@ -109,6 +109,13 @@ def test_the_length_is_limited(client: openai.OpenAI, fake_server: Served) -> No
     assert fake_server.scheduler.rows[-1].sampling.max_new_tokens == 3
     client.chat.completions.create(model="base", messages=ASK)
     assert fake_server.scheduler.rows[-1].sampling.max_new_tokens == 128
+    num_prompt_tokens = answer.usage.prompt_tokens
+    fake_server.scheduler.max_tokens = num_prompt_tokens + 2
+    shorter = client.chat.completions.create(model="base", messages=ASK)
+    assert (shorter.choices[0].message.content, shorter.choices[0].finish_reason) == ("The image", "length")
+    fake_server.scheduler.max_tokens = num_prompt_tokens
+    with pytest.raises(openai.BadRequestError, match=f"{num_prompt_tokens} tokens and the answer up to 1"):
+        client.chat.completions.create(model="base", messages=ASK)
 
 
 def test_unknown_keys_do_no_harm(client: openai.OpenAI) -> None:

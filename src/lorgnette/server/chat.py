@@ -107,10 +107,13 @@ class ChatEndpoint:
             return Response(status_code=_GONE)
 
     async def _start(self, http: Request, request: ChatRequest, model: ServedModel) -> Answer:
-        sampling = request.build_sampling(model.max_new_tokens)
         try:
             prompt, pixels = await await_connected(http, self._encoder.encode(model, request.messages))
-            self._check_room(len(prompt.input_ids), sampling.max_new_tokens)
+            room = self._scheduler.max_tokens - len(prompt.input_ids)
+            # The model's own limit asks for nothing that there is no room for.
+            sampling = request.build_sampling(max(1, min(model.max_new_tokens, room)))
+            if sampling.max_new_tokens > room:
+                raise _build_room_error(len(prompt.input_ids), sampling.max_new_tokens, self._scheduler.max_tokens)
             tokens = self._scheduler.submit(DecodeRow(prompt, model.adapter, sampling), pixels)
         except (QueueFullError, TooManyPromptsError) as error:
             raise ApiError(
@@ -119,14 +122,6 @@ class ChatEndpoint:
         except GenerationError as error:
             raise build_generation_error(error) from error
         return Answer(request, model, tokens, len(prompt.input_ids))
-
-    def _check_room(self, num_prompt_tokens: int, max_new_tokens: int) -> None:
-        room = self._scheduler.max_tokens
-        if num_prompt_tokens + max_new_tokens > room:
-            message = (
-                f"the prompt has {num_prompt_tokens} tokens and the answer up to {max_new_tokens}: more than {room}"
-            )
-            raise ApiError(400, message, param="messages", code="context_length_exceeded")
 
 
 async def respond(http: Request, answer: Answer) -> Response:
@@ -243,6 +238,11 @@ def find_model(models: ModelSet, name: str) -> ServedModel:
         message = f"The model `{name[:100]}` does not exist; there are: {names}"
         raise ApiError(404, message, param="model", code="model_not_found")
     return model
+
+
+def _build_room_error(num_prompt_tokens: int, max_new_tokens: int, room: int) -> ApiError:
+    message = f"the prompt has {num_prompt_tokens} tokens and the answer up to {max_new_tokens}: more than {room}"
+    return ApiError(400, message, param="messages", code="context_length_exceeded")
 
 
 def build_generation_error(error: GenerationError) -> ApiError:

@@ -25,7 +25,7 @@ MAX_IMAGES = 8
 MAX_PIXELS = 50_000_000
 """Of one image."""
 MAX_BYTES = 256 * 2**20
-"""Of the folder. Two requests that are encoded at once have 64 MiB at most."""
+"""Of the folder. The requests that are encoded at once, four at most, need less than half of it."""
 FORMATS = ("jpeg", "png", "webp", "gif", "bmp", "avif", "heic")
 """What cameras, phones and browsers write. Training reads more formats, from files that its user chose."""
 _DATA_URL = re.compile(r"\s*data:([a-z0-9.+-]+/[a-z0-9.+-]+)?(?:;[a-z0-9._=+-]+)*;base64,", re.IGNORECASE)
