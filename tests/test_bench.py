@@ -341,7 +341,9 @@ def test_rows_that_share_steps_answer_as_alone(load: Callable[[str], ModuleType]
     exact = serve.build_generator(tmp_path, adapters[0], prompts.features)
     parting = serve.compare_logits(exact, exact, prompts.encoded[0], [5, 6, 7], 1, use_adapter=True)
     assert (parting["rms_error"], parting["gap"] > 0) == (0, True)
-    assert serve.time_steps(serve.build_batch(tmp_path, adapters, prompts), prompts.encoded, [None, 3], 4) > 0
+    batch = serve.build_batch(tmp_path, adapters, prompts)
+    assert serve.time_steps(batch, prompts.encoded, [None, 3], 4) > 0
+    assert abs(serve.time_changes(batch, prompts.encoded[0], 2)) < 60_000
 
 
 def test_a_streamed_answer_is_read(load: Callable[[str], ModuleType]) -> None:
