@@ -57,6 +57,7 @@ class StubBatch:
     joined: list[list[DecodeRow]] = field(default_factory=list)
     num_drops: int = 0
     gate: threading.Event = field(default_factory=threading.Event)
+    on_select: Callable[[], None] = lambda: None
     on_join: Callable[[Sequence[DecodeRow]], None] = lambda rows: None
     on_step: Callable[[], None] = lambda: None
 
@@ -64,6 +65,7 @@ class StubBatch:
         self.gate.set()
 
     def select(self, waiting: Sequence[DecodeRow]) -> list[DecodeRow]:
+        self.on_select()
         return list(waiting[: self.num_rows - len(self.rows)])
 
     def join(self, rows: Sequence[DecodeRow]) -> None:
@@ -276,6 +278,26 @@ def test_rows_that_do_not_fit_together_wait_for_room() -> None:
             assert await asyncio.gather(*map(read, streams)) == [[number] * 2 for number in range(7)]
             order = [int(row.prompt.input_ids[0]) for rows in batch.joined for row in rows]
             assert order == list(range(7))  # nobody is overtaken
+
+    play(scene)
+
+
+def test_rows_that_no_room_is_made_for_wait() -> None:
+    """Memory is short where rows are moved into a larger cache, before any has joined."""
+
+    async def scene() -> None:
+        batch = StubBatch()
+        batch.gate.clear()
+        async with run(batch) as scheduler:
+            first = scheduler.submit(make_row(1, 2, 3), {})
+            await wait_until(lambda: scheduler.stats().running == 1)
+            batch.on_select = lambda: fail(torch.OutOfMemoryError("CUDA out of memory"))() if batch.rows else None
+            second = scheduler.submit(make_row(4), {})
+            batch.gate.set()
+            assert await asyncio.gather(read(first), read(second)) == [[1, 2, 3], [4]]
+            assert scheduler.state == "ready"
+            batch.on_select = fail(torch.OutOfMemoryError("CUDA out of memory"))
+            assert await read(scheduler.submit(make_row(5), {})) == [5]  # asked to join all the same
 
     play(scene)
 

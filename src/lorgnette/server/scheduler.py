@@ -352,10 +352,10 @@ class Scheduler:
             return False
         with self._condition:
             waiting = {request.row: request for request in self._waiting}
-        rows = self._batch.select(list(waiting))
+        rows = self._select(list(waiting))
         if not rows and not self._running:
             self._drop_idle_memory()
-            rows = self._batch.select(list(waiting)) or list(waiting)[:1]
+            rows = self._select(list(waiting)) or list(waiting)[:1]
         with self._condition:
             requests = deque(waiting[row] for row in rows if waiting[row] in self._waiting)
             for request in requests:
@@ -363,6 +363,17 @@ class Scheduler:
                 self._running[request.row] = request
         self._join(requests)
         return bool(rows)
+
+    def _select(self, waiting: Sequence["DecodeRow"]) -> Sequence["DecodeRow"]:
+        """The rows that can join now. None, and none before a row leaves, if memory is short where rows are moved."""
+        try:
+            return self._batch.select(waiting)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        self._is_short = bool(self._running)
+        self._drop_idle_memory()
+        return ()
 
     def _join(self, requests: deque[_Request]) -> None:
         """All at once; out of memory, one by one. One that does not fit waits until a row leaves. It fails if there is
