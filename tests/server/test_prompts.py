@@ -123,7 +123,9 @@ def test_what_cannot_be_asked_is_refused_by_its_place(encode: Callable[..., Prom
         ([{"role": "system", "content": [image]}, ask], "messages", None, "image"),
         ([ask, ask], "messages", None, "turn 2"),
         ([ask, {"role": "system", "content": "a"}, ask], "messages", None, "turn 2"),
-        ([{"role": "user", "content": "what is <image>"}], "messages", None, "<image>"),
+        ([{"role": "user", "content": "what is <image>"}], "messages.0.content", None, "the text has <image>"),
+        ([{"role": "user", "content": [image, {"type": "text", "text": "<|image_pad|>"}]}], "messages.0.content", None,
+         "the text has <|image_pad|>"),
         ([{"role": "user", "content": "a b " * 5000}], "messages", "context_length_exceeded", "tokens"),
         ([{"role": "user", "content": "a" * 300_000}], "messages", "context_length_exceeded", "300,000 characters"),
     ):  # fmt: skip

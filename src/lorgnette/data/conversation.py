@@ -16,6 +16,12 @@ _IMAGE_MARKER = re.compile(
 """What stands for an image in the text of one format or another."""
 
 
+def find_image_marker(text: str) -> str | None:
+    """What stands for an image in the text, first of all."""
+    match = _IMAGE_MARKER.search(text)
+    return match and match[0]
+
+
 def merge_parts(parts: Iterable[TurnPart]) -> tuple[TurnPart, ...]:
     """The parts without empty texts and with neighboring texts joined, so that equal turns compare equal."""
     result: list[TurnPart] = []
@@ -64,7 +70,7 @@ def _check_parts(turn: Turn, number: int) -> None:
     if turn.role != "user" and any(isinstance(part, Image) for part in turn.parts):
         raise LorgnetteError(f"turn {number} ({turn.role}) has an image", hint="put images into the user's turns")
     for part in turn.parts if turn.role == "user" else ():
-        if isinstance(part, str) and (match := _IMAGE_MARKER.search(part)):
-            message = f"turn {number} contains {match[0]}, which stands for no image of the row"
+        if isinstance(part, str) and (marker := find_image_marker(part)):
+            message = f"turn {number} contains {marker}, which stands for no image of the row"
             hint = "give the row this image under a key that its format reads, or remove the marker"
             raise LorgnetteError(message, hint=hint)

@@ -17,6 +17,7 @@ from typing import Any
 
 from lorgnette.config import ProcessorSettings
 from lorgnette.data import load_resized
+from lorgnette.data.conversation import find_image_marker
 from lorgnette.data.formats import messages as message_format
 from lorgnette.data.row_location import RowLocation
 from lorgnette.errors import LorgnetteError
@@ -191,7 +192,7 @@ def _read_example(record: dict[str, Any]) -> Example:
 
 
 def _list_parts(message: Message) -> Sequence[ContentPart]:
-    """A text is one part: `<image>` in it is text."""
+    """A text is one part."""
     content = message.content
     return [ContentPart(type="text", text=content)] if isinstance(content, str) else content or []
 
@@ -210,17 +211,7 @@ def _count_characters(messages: Sequence[Message]) -> int:
 def _check_messages(messages: Sequence[Message]) -> None:
     """Raise ApiError for messages that no model here can be asked."""
     for i, message in enumerate(messages):
-        where = f"messages.{i}"
-        if message.role not in _ROLES:
-            text = f"the role {shorten(repr(message.role))} is not supported, only {', '.join(_ROLES)}"
-            raise ApiError(400, text, param=f"{where}.role", code="unsupported_parameter")
-        for key in ("tool_calls", "function_call", "audio"):
-            if (message.model_extra or {}).get(key):
-                raise ApiError(400, f"{key} is not supported", param=f"{where}.{key}", code="unsupported_parameter")
-        if message.content is None:
-            raise ApiError(400, "the message has no content", param=f"{where}.content")
-        for j, part in enumerate(_list_parts(message)):
-            _check_part(part, f"{where}.content.{j}")
+        _check_message(message, f"messages.{i}")
     if messages[-1].role != "user":
         raise ApiError(400, "the last message must be the user's", param="messages")
     num_images = sum(part.type == "image_url" for message in messages for part in _list_parts(message))
@@ -229,6 +220,22 @@ def _check_messages(messages: Sequence[Message]) -> None:
     if (count := _count_characters(messages)) > MAX_CHARACTERS:
         message_text = f"the texts have {count:,} characters, more than {MAX_CHARACTERS:,}"
         raise ApiError(400, message_text, param="messages", code="context_length_exceeded")
+
+
+def _check_message(message: Message, where: str) -> None:
+    if message.role not in _ROLES:
+        text = f"the role {shorten(repr(message.role))} is not supported, only {', '.join(_ROLES)}"
+        raise ApiError(400, text, param=f"{where}.role", code="unsupported_parameter")
+    for key in ("tool_calls", "function_call", "audio"):
+        if (message.model_extra or {}).get(key):
+            raise ApiError(400, f"{key} is not supported", param=f"{where}.{key}", code="unsupported_parameter")
+    if message.content is None:
+        raise ApiError(400, "the message has no content", param=f"{where}.content")
+    for j, part in enumerate(_list_parts(message)):
+        _check_part(part, f"{where}.content.{j}")
+        if message.role == "user" and (marker := find_image_marker(part.text or "")):
+            text = f"the text has {marker}, which stands for no image; send each image as an image_url entry"
+            raise ApiError(400, text, param=f"{where}.content")
 
 
 def _check_part(part: ContentPart, where: str) -> None:
