@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import os
 import socket
 import struct
 import zlib
@@ -265,6 +266,24 @@ def test_the_images_used_longest_ago_leave() -> None:
     assert paths[1].read_bytes() == draw("BMP", color=1)
     store.close()
     assert not store.folder.exists()
+
+
+def test_what_a_killed_server_left_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    first = UploadStore()
+    path = first.add(to_url(draw("BMP")), WHERE, 0)
+    left, new, other = (tmp_path / name for name in ("lorgnette-images-0", "lorgnette-images-1", "images-2"))
+    for folder in (left, new, other):
+        folder.mkdir()
+        (folder / "a.jpg").touch()
+    for folder in (left, other, first.folder):
+        os.utime(folder, (0, 0))
+    UploadStore().close()
+    assert [folder.exists() for folder in (left, new, other)] == [False, True, True]
+    assert path.exists()  # its server runs
+    first.close()
+    first.close()
+    assert not first.folder.exists()
 
 
 def test_files_in_use_stay() -> None:

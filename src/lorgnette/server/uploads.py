@@ -5,12 +5,16 @@ there already. Only the header is read here. The folder is bounded: the images u
 """
 
 import hashlib
+import os
 import re
+import shutil
+import sys
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lorgnette.data.image_resolver import decode_base64
@@ -31,15 +35,21 @@ FORMATS = ("jpeg", "png", "webp", "gif", "bmp", "avif", "heic")
 _DATA_URL = re.compile(r"\s*data:([a-z0-9.+-]+/[a-z0-9.+-]+)?(?:;[a-z0-9._=+-]+)*;base64,", re.IGNORECASE)
 _MAX_HEAD_CHARS = 200
 """Of a data URL, before its bytes."""
+_PREFIX = "lorgnette-images-"
+_NEW_SECONDS = 60
+"""For so long a folder may be one that is not locked yet."""
 
 
 class UploadStore:
-    """The folder, for any thread. It is gone after `close`, or when the process ends."""
+    """The folder, for any thread. It is gone after `close`, or when the process ends; that of a killed process, when
+    the next one begins."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._temporary = tempfile.TemporaryDirectory(prefix="lorgnette-uploads-", ignore_cleanup_errors=True)
+        _remove_leftovers(Path(tempfile.gettempdir()))
+        self._temporary = tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)
         self.folder = Path(self._temporary.name)
+        self._lock_descriptor = _try_lock(self.folder)
         self._sizes: OrderedDict[Path, int] = OrderedDict()
         self._kept: dict[int, set[Path]] = {}
         """Thread → the files that it needs now."""
@@ -96,6 +106,9 @@ class UploadStore:
         with self._lock:
             self._sizes.clear()
             self._temporary.cleanup()
+            if self._lock_descriptor is not None:
+                os.close(self._lock_descriptor)
+                self._lock_descriptor = None
 
     def _has(self, path: Path) -> bool:
         with self._lock:
@@ -118,6 +131,34 @@ class UploadStore:
             if path not in kept:
                 excess -= self._sizes.pop(path)
                 path.unlink(missing_ok=True)
+
+
+def _try_lock(folder: Path) -> int | None:
+    """A descriptor that keeps the folder locked until it is closed or the process ends. None if another process has the
+    lock, or where there are none."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Delete the folders of processes that were killed: nobody has their locks."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # another user's, or another server deletes it
+            if (descriptor := _try_lock(folder)) is None:
+                continue
+            status = os.fstat(descriptor)
+            if status.st_uid == os.getuid() and time.time() - status.st_mtime > _NEW_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+            os.close(descriptor)
 
 
 def decode_data_url(data_url: str, where: str) -> bytes:
