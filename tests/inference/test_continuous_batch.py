@@ -235,6 +235,46 @@ def test_rows_wait_where_memory_is_short_and_those_that_run_go_on(
     most = 32
     batch.drop_idle_memory()
     assert batch.select(rows) == rows
+    # None to copy the rows that run: they answer before others join.
+    select = torch.Tensor.index_select
+
+    def refuse_copies(self: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        if self.ndim == 4:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return select(self, *arguments)
+
+    monkeypatch.setattr(torch.Tensor, "index_select", refuse_copies)
+    batch.drop_idle_memory()
+    batch.join(rows[:1])
+    assert batch.select(rows[1:]) == []
+    assert batch.step() == [(rows[0], expected[rows[0]][0])]
+
+
+def test_a_room_without_memory_waits_until_the_others_are_empty(
+    served: Served, expected: Mapping[DecodeRow, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, batch = KVCache.from_config, ContinuousBatch(served.generator, served.ranks)
+
+    def make_one(shape: CacheShape, *arguments: Any) -> KVCache:
+        if any(pool.num_rows for pool in batch._pools if pool.num_slots != shape.num_slots):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return make(shape, *arguments)
+
+    monkeypatch.setattr(KVCache, "from_config", make_one)
+    small, later, like_large = list(expected)[:3]
+    large = replace(like_large, sampling=replace(like_large.sampling, max_new_tokens=1000))
+    with pytest.raises(torch.OutOfMemoryError):
+        batch.join([small, large])
+    assert batch.step() == []
+    assert batch.select([small, large, later]) == [small]
+    batch.join([small])
+    assert batch.select([later]) == [later]
+    assert batch.select([large, later]) == []  # who came later does not pass
+    assert batch.step() == [(small, expected[small][0])]
+    batch.leave(small)
+    assert batch.select([large, later]) == [large]
+    batch.join([large])
+    assert batch.step() == [(large, expected[like_large][0])]
 
 
 def test_a_prefill_without_memory_leaves_the_batch_as_it_was(

@@ -25,6 +25,7 @@ from torch import Tensor
 from lorgnette.device import copy_to_device
 from lorgnette.inference.generator import MAX_PREFILL_TOKENS, Generator, find_next_position
 from lorgnette.inference.kv_cache import CacheShape, KVCache
+from lorgnette.inference.loading import is_out_of_memory
 from lorgnette.inference.sampling import SamplingParams, draw_uniforms, sample_tokens
 from lorgnette.types import Encoded
 
@@ -67,17 +68,21 @@ class ContinuousBatch:
         """Room of the largest row: prompt and answer together."""
 
     def select(self, waiting: Sequence[DecodeRow]) -> list[DecodeRow]:
-        """The rows, from the front, that `join` can take now. One whose room is full lets others pass.
+        """The rows, from the front, that `join` can take now. One whose room is full lets others pass; one for whose
+        room memory is short does not: they would keep that memory.
 
         If memory is too short for the first one and nothing runs, it is returned alone: `join` raises.
         """
         is_busy = any(pool.answers for pool in self._pools)
         budget = MAX_JOIN_TOKENS if is_busy else MAX_PREFILL_TOKENS
-        free = {pool: pool.reserve(len(rows)) for pool, rows in self._group_by_pool(waiting).items()}
+        groups = self._group_by_pool(waiting)
+        for pool, rows in groups.items():
+            pool.reserve(len(rows))
+        free = {pool: pool.num_free for pool in groups}
         selected = list[DecodeRow]()
         for row in waiting:
             pool, num_tokens = self._find_pool(row), len(row.prompt.input_ids)
-            if selected and num_tokens > budget:
+            if (selected and num_tokens > budget) or not pool.num_rows:
                 break
             if free[pool]:
                 free[pool] -= 1
@@ -93,7 +98,9 @@ class ContinuousBatch:
         """
         by_pool = self._group_by_pool(rows)
         for pool, members in by_pool.items():
-            if pool.reserve(len(members)) < len(members):
+            pool.reserve(len(members))
+        for pool, members in by_pool.items():  # one may have taken the memory of another
+            if pool.num_free < len(members):
                 raise torch.OutOfMemoryError(f"no memory for {len(members)} more rows of {pool.num_slots} tokens")
         prefilled = [(pool, pool.prefill(members)) for pool, members in by_pool.items()]
         for pool, answers in prefilled:
@@ -219,10 +226,15 @@ class _RowPool:
     def num_rows(self) -> int:
         return 0 if self._cache is None else self._cache.shape.num_rows
 
-    def reserve(self, num_new: int) -> int:
-        """How many new rows can join, `num_new` at most. Moves into a cache with more rows if they need it.
+    @property
+    def num_free(self) -> int:
+        return self.num_rows - len(self.answers)
 
-        Where no memory is found for one, its rows are not asked for again until `allow_growth`.
+    def reserve(self, num_new: int) -> None:
+        """Move into a cache with more rows if new ones need it, as far as there is room and memory.
+
+        Where no memory is found for one, its rows are not asked for again until `allow_growth`. Caches of other pools
+        that have no rows may make way.
         """
         wanted = min(len(self.answers) + num_new, self._most_rows)
         if wanted > self.num_rows:
@@ -231,7 +243,6 @@ class _RowPool:
             any(map(self._try_move, counts))
             if self.num_rows < fitting:
                 self._most_rows = self.num_rows
-        return min(num_new, self.num_rows - len(self.answers))
 
     def allow_growth(self) -> None:
         self._most_rows = self._row_counts[-1]
@@ -341,7 +352,6 @@ class _RowPool:
         if not self._has_changed:
             return
         assert self._cache is not None
-        self._has_changed = False
         state = np.zeros(self._cache.state.shape, np.int32)
         masks = np.full(self._cache.shape.num_rows, self._num_adapters, np.int32)
         for index, answer in self.answers.items():
@@ -358,40 +368,50 @@ class _RowPool:
             settings = copy_to_device(np.array(columns, np.float32), self._device)
             rows = copy_to_device(np.array([answer.index for answer in drawing]), self._device)
             self._draws = _Draws(rows, settings[:, :1], settings[:, 1:], drawing)
+        self._has_changed = False
 
     def _try_move(self, num_rows: int) -> bool:
         """Move all rows into a cache with this many, which is an idle one or new. False if memory is short.
 
         On CUDA the old cache stays, with its graphs.
         """
-        self.advance()
-        cache = self._idle.pop(num_rows, None) or self._try_allocate(num_rows)
-        if cache is None:
+        if not self._try_once_to_move(num_rows):
             self._free_memory()
-            cache = self._try_allocate(num_rows)
-        if cache is None:
+            return self._try_once_to_move(num_rows)
+        return True
+
+    def _try_once_to_move(self, num_rows: int) -> bool:
+        try:
+            self.advance()
+            cache = self._idle.get(num_rows) or self._allocate_cache(num_rows)
+            self._copy_rows(cache)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             return False
-        old, answers = self._cache, list(self.answers.values())
-        if old is not None and answers:
-            indices = copy_to_device(np.array([answer.index for answer in answers]), self._device)
-            longest = max(answer.length for answer in answers)
-            for source, target in zip(old.layers, cache.layers, strict=True):
-                target[: len(answers), :longest].copy_(source[:, :longest].index_select(0, indices))
-            cache.logits[: len(answers)].copy_(old.logits.index_select(0, indices))
-            for index, answer in enumerate(answers):
-                answer.index = index
-            self.answers = dict(enumerate(answers))
-        if old is not None and self._is_cuda:
-            self._idle[self.num_rows] = old
+        self._idle.pop(num_rows, None)
+        if self._cache is not None and self._is_cuda:
+            self._idle[self.num_rows] = self._cache
         self._cache, self._has_changed = cache, True
         return True
 
-    def _try_allocate(self, num_rows: int) -> KVCache | None:
+    def _copy_rows(self, cache: KVCache) -> None:
+        """Copy all rows into the first ones of another cache."""
+        if self._cache is None or not self.answers:
+            return
+        answers = list(self.answers.values())
+        indices = copy_to_device(np.array([answer.index for answer in answers]), self._device)
+        longest = max(answer.length for answer in answers)
+        for source, target in zip(self._cache.layers, cache.layers, strict=True):
+            target[: len(answers), :longest].copy_(source[:, :longest].index_select(0, indices))
+        cache.logits[: len(answers)].copy_(self._cache.logits.index_select(0, indices))
+        for index, answer in enumerate(answers):
+            answer.index = index
+        self.answers = dict(enumerate(answers))
+
+    def _allocate_cache(self, num_rows: int) -> KVCache:
         config, shape = self._generator.decoder.config, CacheShape(num_rows, self.num_slots)
-        try:
-            cache = KVCache.from_config(shape, config, self._device, self._rank_masks.dtype)
-        except torch.OutOfMemoryError:
-            return None
+        cache = KVCache.from_config(shape, config, self._device, self._rank_masks.dtype)
         cache.num_active_rows = num_rows
         cache.rank_mask = self._rank_masks.new_zeros(num_rows, self._rank_masks.shape[1])
         return cache
