@@ -70,7 +70,7 @@ LORA = LoraSettings(rank=64, alpha=16)
 PROMPT = "COCO Yes:"
 NUM_ADAPTERS = 4
 PARTS = ("predict", "served", "equal", "served-4", "batch", "adapters")
-PREDICT_RUNS = ((1, 8), (32, 3))
+PREDICT_RUNS = ((1, 8), (32, 3)) if HAS_GPU else ((1, 3), (32, 1))
 """Batch sizes, and how often."""
 NUM_CLIENTS = 8
 """Processes of users: with four users each they take a small part of a core."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import soak
 
-NUM_QUESTIONS, NUM_REQUESTS, NUM_CROWD = 12, 100, 20
+NUM_QUESTIONS, NUM_REQUESTS, NUM_CROWD = 8, 60, 12
 
 
 def test_users_of_every_kind(fork_command: Callable[..., list[str]], tmp_path: Path) -> None:
