@@ -131,7 +131,9 @@ def serve(
     if host == "127.0.0.1" and port is None and guard.port != DEFAULT_PORT:
         terminal.warn(f"port       {DEFAULT_PORT} is taken; this is {guard.port}")
     _print_start(terminal, handle, guard)
-    terminal.print_result(f"ready      in {time.monotonic() - start:.1f} s, until Ctrl-C")
+    terminal.print_result(
+        f"ready      in {time.monotonic() - start:.1f} s, until {'Ctrl-C' if block else '`stop` is called'}"
+    )
     if not block:
         return handle
     try:

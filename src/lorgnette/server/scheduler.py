@@ -35,8 +35,8 @@ MAX_WAITING = 64
 MAX_STEP_SECONDS = 30.0
 """A GPU that takes longer for a step counts as lost."""
 _JOIN_SHARE = 0.5
-"""Of the time, at most, in which requests join and those that run wait for them: one that joins alone costs as much as
-ten steps. So newcomers join together. Where many of them wait for few, they do not wait."""
+"""The share of the time that prefills may take while others are answered: one prompt's costs as much as ten steps. So
+newcomers wait a little, and join together. They do not wait if they are more than half as many as those that run."""
 _WATCH_SECONDS = 1.0
 _CLOSE_SECONDS = 10.0
 
