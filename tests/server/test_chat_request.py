@@ -46,7 +46,8 @@ def test_what_is_not_supported_is_refused_by_its_name() -> None:
         "audio": [{"voice": "a"}], "modalities": [["audio"]], "logit_bias": [{"3": 1}], "frequency_penalty": [0.5],
         "presence_penalty": [-1], "repetition_penalty": [1.1], "top_k": [20], "min_p": [0.1],
         "ignore_eos": [True], "lora_path": ["captions"],
-        "structured_outputs": [{"json": {}}],
+        "structured_outputs": [{"json": {}}], "length_penalty": [2], "use_beam_search": [True],
+        "chat_template_kwargs": [{"enable_thinking": True}], "chat_template": ["a"], "add_generation_prompt": [False],
     }  # fmt: skip
     for name, values in refused.items():
         for value in values:
@@ -60,6 +61,7 @@ def test_what_asks_for_nothing_is_taken() -> None:
         n=1, logprobs=False, top_logprobs=0, tools=[], tool_choice="auto", response_format={"type": "text"},
         logit_bias={}, frequency_penalty=0, presence_penalty=0.0, audio=None, user="a", metadata={"a": "b"}, store=True,
         service_tier="auto", parallel_tool_calls=True, min_pixels=4, chat_template_kwargs={}, stop=None, stream=None,
+        length_penalty=1.0, add_generation_prompt=True,
     )  # fmt: skip
 
 

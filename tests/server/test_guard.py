@@ -264,6 +264,7 @@ def test_without_the_token_the_page_says_what_to_do(path: str) -> None:
         assert b"Open the address with <code>?token=</code>" in answer.body
         assert b"inside" not in answer.body
     assert (read("/serve.js").status, read("/serve.js").code) == (401, "invalid_token")
+    assert b"begin with /v1" in ask(path="/chat/completions").body  # a base URL without /v1
     assert read("/serve.js?token=" + OPEN.token).status == 401  # only the page's own address takes it
 
 

@@ -94,6 +94,7 @@ def test_only_data_urls_are_taken(store: UploadStore, monkeypatch: pytest.Monkey
 
 def test_the_scheme_is_named(store: UploadStore) -> None:
     assert "base64,… only, not http:; send the bytes" in refuse(store, "http://images.example/a.png").message
+    assert "base64,… only, no path" in refuse(store, "photo.jpg").message
     assert refuse(store, "data:text/html;base64,PGI+").message == "text/html is not the type of an image"
 
 

@@ -27,7 +27,9 @@ _NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "top_k": (-1, 0), "min_p": (0,), "min_tokens": (0,), "bad_words": ([],), "ignore_eos": (False,), "echo": (False,),
     "stop_token_ids": ([],), "include_stop_str_in_output": (False,), "continue_final_message": (False,),
     "structured_outputs": (), "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (),
-    "lora_path": (),
+    "lora_path": (), "length_penalty": (1,), "use_beam_search": (False,), "typical_p": (1,), "allowed_token_ids": (),
+    "truncate_prompt_tokens": (), "add_generation_prompt": (True,), "chat_template": (), "documents": (),
+    "chat_template_kwargs": ({}, {"enable_thinking": False}), "mm_processor_kwargs": ({},),
 }  # fmt: skip
 """Keys that are not supported → the values beside null that ask for nothing."""
 _HINTS = {

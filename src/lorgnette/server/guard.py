@@ -295,7 +295,8 @@ class _Request:
                 message = "the API key is missing or wrong; send the header Authorization: Bearer KEY"
                 raise ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
         elif not self._has_cookie:
-            raise ApiError(401, "open the page by the address with its token first", code="invalid_token")
+            message = "open the page by the address with its token first; the API's addresses begin with /v1"
+            raise ApiError(401, message, code="invalid_token")
 
     @property
     def is_too_long(self) -> bool:

@@ -163,5 +163,5 @@ def _build_address_error(host: str) -> LorgnetteError:
 
 
 def _build_taken_error(port: int) -> LorgnetteError:
-    hint = "another program uses it; name another port, or none: then the next free one is taken"
-    return LorgnetteError(f"port {port} is taken", where="port", hint=hint)
+    hint = "name another port, or none: then the next free one is taken"
+    return LorgnetteError(f"port {port} is taken", where="another program uses it", hint=hint)

@@ -166,7 +166,7 @@ def decode_data_url(data_url: str, where: str) -> bytes:
     match = _DATA_URL.match(data_url[:_MAX_HEAD_CHARS])
     if match is None:
         scheme, colon, _ = data_url.lstrip()[:20].partition(":")
-        reason = f"not {scheme.lower()}:" if colon and scheme.lower() != "data" else "with base64"
+        reason = "with base64" if scheme.lower() == "data" else f"not {scheme.lower()}:" if colon else "no path"
         message = f"an image is taken as data:image/…;base64,… only, {reason}; send the bytes of the image"
         raise ApiError(400, message, param=where, code="invalid_image_url")
     if match[1] and not match[1].lower().startswith("image/"):
