@@ -63,3 +63,7 @@ def test_a_bad_request_that_is_answered_is_told(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(users, "send", lambda request: soak.Answer(200, b"{}"))
     users.do_one(random.Random(0), users.send_bad)
     assert "200 b'{}', not 4" in users.wrongs[0]
+    monkeypatch.setattr(users, "send", lambda request: None)
+    users.do_one(random.Random(0), users.look)
+    assert "'NoneType' object has no attribute 'status'" in users.wrongs[1]
+    assert users.counts.total() == 2
