@@ -52,11 +52,11 @@ def test_adapters_and_their_base_model_have_names(models: ModelSet) -> None:
     assert all(len(bytes.fromhex(text)) == 4 for text in fingerprints)
 
 
-def test_a_model_alone_is_called_base_and_by_its_names() -> None:
+def test_a_model_alone_has_its_own_name() -> None:
     models = load_models({"scenes": resolve("demo")}, "cpu", max_new_tokens=7)
     [model] = models.models
-    assert (model.name, model.adapter, model.parent, model.max_new_tokens) == ("base", None, None, 7)
-    assert models.find("scenes") is models.find("demo") is model
+    assert (model.name, model.adapter, model.parent, model.max_new_tokens) == ("scenes", None, None, 7)
+    assert models.find("scenes") is models.find("base") is models.find("demo") is model
     assert models.adapter_ranks == ()
 
 

@@ -417,7 +417,7 @@ def build_models(*names: str, sizes: tuple[Any, ...] = ((280, 308),)) -> Any:
             name=name, parent=parent, prompt="COCO Yes:", max_new_tokens=64,
             processor=SimpleNamespace(settings=SimpleNamespace(image_size=sizes[i % len(sizes)])),
         )
-        for i, (name, parent) in enumerate([*((name, "base") for name in names), ("base", None)])
+        for i, (name, parent) in enumerate([*((name, "base") for name in names), ("base" if names else "cats", None)])
     ]  # fmt: skip
     return SimpleNamespace(models=models, base_model="Qwen/Qwen2-VL-2B-Instruct")
 
@@ -425,7 +425,7 @@ def build_models(*names: str, sizes: tuple[Any, ...] = ((280, 308),)) -> Any:
 @pytest.mark.parametrize(
     ("names", "title", "summary"),
     [
-        ((), "Qwen2-VL-2B-Instruct", "308 × 280 · greedy"),
+        ((), "cats", "Qwen2-VL-2B-Instruct · 308 × 280 · greedy"),
         (("a",), "a, beside its base", "Qwen2-VL-2B-Instruct · 308 × 280 · greedy"),
         (("a", "b"), "a and b, beside their base", "Qwen2-VL-2B-Instruct · 308 × 280 · greedy"),
         (("a", "b", "c"), "a, b and c, beside their base", "Qwen2-VL-2B-Instruct · 308 × 280 · greedy"),

@@ -213,5 +213,5 @@ def _print_start(terminal: Terminal, handle: ServerHandle, guard: GuardSettings)
     terminal.print_result(f"API        {handle.api_url}, models: {', '.join(handle.models)}")
     terminal.print_result(
         f"curl       printf %s {before} \"$(base64 < photo.jpg | tr -d '\\n')\" {after} | "
-        f"curl -sS {handle.api_url}/chat/completions{key} -H 'Content-Type: application/json' -d @-"
+        f"curl -sS {quote_word(f'{handle.api_url}/chat/completions')}{key} -H 'Content-Type: application/json' -d @-"
     )

@@ -74,7 +74,7 @@ class ModelSet:
 def load_models(
     specs: Mapping[str, ModelSpec], device_name: str = "auto", *, max_new_tokens: int | None = None
 ) -> ModelSet:
-    """Load the models by their names; the base model is served as `base` as well.
+    """Load the models by their names, and the base model of adapters as `base`.
 
     specs: adapters of one base model, or this base model alone. max_new_tokens: of all; default: as each one's run
     answers. Raises UsageError or LorgnetteError, before weights are read, if they cannot be served, or not together.
@@ -168,8 +168,9 @@ def _list_models(specs: Mapping[str, ModelSpec], max_new_tokens: int | None) -> 
         digest = hashlib.sha256(spec.checkpoint.fingerprint.encode() + (spec.adapter / WEIGHTS_FILE).read_bytes())
         served.append(_build_model(name, (), spec, number, digest.hexdigest(), max_new_tokens))
     name, spec = next(iter(specs.items()))
-    aliases = dict.fromkeys([spec.base_model, portable_name(spec.base_model), *([] if tuned else [name])])
-    served.append(_build_model(BASE_NAME, tuple(aliases), spec, None, spec.checkpoint.fingerprint, max_new_tokens))
+    aliases = dict.fromkeys([BASE_NAME, spec.base_model, portable_name(spec.base_model)])
+    base_name = BASE_NAME if tuned else name
+    served.append(_build_model(base_name, tuple(aliases), spec, None, spec.checkpoint.fingerprint, max_new_tokens))
     return tuple(served)
 
 

@@ -87,12 +87,13 @@ def render_page(models: "ModelSet", *, has_api_key: bool) -> str:
     adapters = [model.name for model in models.models if model.parent]
     base_name = "built-in model" if models.base_model == "demo" else models.base_model.rsplit("/", 1)[-1]
     ordered = sorted(models.models, key=lambda model: model.parent is not None)
-    cards = [_describe_model(i, model, "Untuned" if adapters else base_name) for i, model in enumerate(ordered)]
+    cards = [_describe_model(i, model, "Untuned" if adapters else model.name) for i, model in enumerate(ordered)]
+    title = _build_title(adapters) or ordered[0].name
     return templates.render(
         "serve.html.j2",
         template_folder=_STATIC,
-        title=_build_title(adapters) or base_name,
-        summary=_summarize(base_name if adapters else "", ordered),
+        title=title,
+        summary=_summarize("" if base_name == title else base_name, ordered),
         models=cards,
         accept=_ACCEPTED,
         data={"models": cards, "has_api_key": has_api_key, "max_image_bytes": MAX_IMAGE_BYTES},
