@@ -89,7 +89,8 @@ class FakeModels:
 class FakeScheduler:
     """Says the tokens of `answers`, by the number of the adapter. Set what goes wrong; `reset` sets it back.
 
-    fails_after: so many tokens; step_seconds: between two tokens. rows, cancelled: the requests so far.
+    fails_after: so many tokens; step_seconds: between two tokens. rows, cancelled: the requests so far, and outcomes of
+    the cancelled.
     """
 
     encode: Callable[[str], list[int]]
@@ -103,13 +104,14 @@ class FakeScheduler:
     rows: list[DecodeRow] = field(default_factory=list)
     pixels: list[Mapping[Any, Any]] = field(default_factory=list)
     cancelled: list[DecodeRow] = field(default_factory=list)
+    outcomes: list[str] = field(default_factory=list)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def reset(self) -> None:
         fresh = FakeScheduler(self.encode)
         for name in ("answers", "state", "max_tokens", "step_seconds", "fails_after", "error", "num_refusals"):
             setattr(self, name, getattr(fresh, name))
-        for seen in (self.rows, self.pixels, self.cancelled):
+        for seen in (self.rows, self.pixels, self.cancelled, self.outcomes):
             seen.clear()
 
     def submit(self, row: DecodeRow, pixels: Mapping[Any, Any]) -> TokenStream:
@@ -120,7 +122,12 @@ class FakeScheduler:
             raise QueueFullError("64 requests wait already")
         if self.state != "ready":
             raise self.error
-        stream = TokenStream(lambda outcome: self.cancelled.append(row))
+
+        def cancel(outcome: str) -> None:
+            self.cancelled.append(row)
+            self.outcomes.append(outcome)
+
+        stream = TokenStream(cancel)
         task = asyncio.get_running_loop().create_task(self._answer(row, stream))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -19,7 +19,7 @@ import pytest
 from served_app import FAKE_ANSWERS, FakeModels, FakeScheduler, Served, start_server
 
 from lorgnette.server import chat
-from lorgnette.server.scheduler import GenerationError
+from lorgnette.server.scheduler import GenerationError, TokenStream
 
 BASE, TUNED = FAKE_ANSWERS[None], FAKE_ANSWERS[0]
 REPLACEMENT = "\ufffd"
@@ -188,7 +188,7 @@ def test_stop_texts(client: openai.OpenAI, fake_server: Served) -> None:
         chunks = list(stream)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "A small"
     assert chunks[-1].choices[0].finish_reason == "stop"
-    assert len(fake_server.scheduler.cancelled) == 2
+    assert fake_server.scheduler.outcomes == ["stop", "stop"]  # and not "cancelled" by their clients
 
 
 def test_the_stream_helper(client: openai.OpenAI) -> None:
@@ -210,6 +210,10 @@ def test_a_stream_that_waits_says_that_it_is_alive(
     with client.chat.completions.create(model="captions", messages=ASK, max_tokens=2, stream=True) as stream:
         assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "A small"
     assert len(post(fake_server, max_tokens=2).json()["choices"]) == 1
+    woken = list[TokenStream]()
+    monkeypatch.setattr(TokenStream, "wake", woken.append)
+    time.sleep(0.1)
+    assert woken == []  # no timer outlives its answer
 
 
 # Failures

@@ -42,7 +42,7 @@ def model() -> ServedModel:
 
 @pytest.fixture
 def encoder() -> Iterator[PromptEncoder]:
-    encoder = PromptEncoder(UploadStore())
+    encoder = PromptEncoder(UploadStore(max_bytes=1))  # what a request needs stays all the same
     yield encoder
     encoder.close()
 
