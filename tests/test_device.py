@@ -49,6 +49,11 @@ def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         select_device("cuda")
 
 
+def test_another_device_is_refused() -> None:
+    with pytest.raises(LorgnetteError, match="no such device · device=tpu · use auto, cpu, cuda or mps"):
+        select_device("tpu")
+
+
 def test_mps_is_taken_only_if_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)

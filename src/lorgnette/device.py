@@ -21,8 +21,10 @@ _graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 def select_device(name: str) -> torch.device:
     """auto: CUDA if there is a device.
 
-    Raises LorgnetteError for `cuda` or `mps` without one, and for a GPU that is too old.
+    Raises LorgnetteError for another name, for `cuda` or `mps` without one, and for a GPU that is too old.
     """
+    if name.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+        raise LorgnetteError("no such device", where=f"device={name}", hint="use auto, cpu, cuda or mps")
     if name == "cuda" and not torch.cuda.is_available():
         raise LorgnetteError("no CUDA device found", where="device=cuda", hint="use device=auto or device=cpu")
     if name == "mps" and not torch.backends.mps.is_available():
