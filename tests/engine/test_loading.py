@@ -177,7 +177,8 @@ def test_one_adapter_without_masters_gives_the_same_matrices(
 
 def test_an_adapter_that_would_spoil_its_neighbors_is_refused(tiny: Path, saved: Path) -> None:
     checkpoint, adapter = BaseCheckpoint.from_folder(tiny), SavedAdapter.load(saved)
-    adapter.state[max(adapter.state)][0, 0] = torch.inf
-    with pytest.raises(LorgnetteError, match="infinite or not a number") as error:
-        load_decoder_with_adapters(checkpoint, [SavedAdapter.load(saved), adapter], CPU, torch.float32)
+    for value, dtype in ((torch.inf, torch.float32), (1e5, torch.float16)):
+        adapter.state[max(adapter.state)][0, 0] = value
+        with pytest.raises(LorgnetteError, match=f"infinite or not a number in {str(dtype)[6:]}") as error:
+            load_decoder_with_adapters(checkpoint, [SavedAdapter.load(saved), adapter], CPU, dtype)
     assert str(saved) in str(error.value)

@@ -142,7 +142,7 @@ def test_rows_that_join_and_leave_get_the_tokens_of_rows_alone(
     wrong.rank_masks[:2] = wrong.rank_masks[:2].flip(0)
     answers = answer_together(wrong, rows, seed=2)
     assert {row.adapter for row in rows if answers[row] != expected[row]} == {0, 1}
-    wrong.rank_masks.fill_(1)
+    wrong.rank_masks.fill_(False)
     answers = answer_together(wrong, rows, seed=3)
     assert None in {row.adapter for row in rows if answers[row] != expected[row]}
 

@@ -115,17 +115,20 @@ def test_a_mask_selects_each_token_s_ranks(device: str, is_quantized: bool) -> N
     linear, b = LoraLinear(weight, bias, INPUTS, RNG_STREAM), [part.to(device) for part in b]
     factors = zip(STACKED, a.split(RANK), b, strict=True)
     linear.write_factors([FrozenFactors(rows, a_i, b_i) for rows, a_i, b_i in factors])
-    mask = (torch.arange(TOKENS, device=device)[:, None] >> torch.arange(RANK, device=device) & 1).float()  # all differ
+    used = torch.arange(TOKENS, device=device)[:, None] + 1 >> torch.arange(RANK, device=device) & 1  # all differ
+    mask = used == 0
     expected = x @ linear.load_weight()[:, :INPUTS].T + bias
     for rows, a_i, b_i in zip(STACKED, a.split(RANK), b, strict=True):
-        expected[:, rows] += (x @ a_i.T * mask) @ b_i.T
+        expected[:, rows] += (x @ a_i.T * used) @ b_i.T
     x_ext = torch.cat([x, x.new_full((TOKENS, len(a)), 9.0)], 1)
     torch.testing.assert_close(linear.forward(x_ext, rank_mask=mask), expected, atol=2e-4, rtol=1e-5)
     of_all = linear.forward(x_ext, rank_mask=mask[:1])  # one mask for all tokens
     torch.testing.assert_close(of_all[:1], expected[:1], atol=2e-4, rtol=1e-5)
     assert (of_all - expected)[1:].abs().amax(1).min() > 0.1  # negative control
     assert (linear.forward(x_ext) - expected).abs().amax(1).min() > 0.1
-    base = linear.forward(x_ext, rank_mask=torch.zeros_like(mask))
+    linear._a[RANK - 1] = torch.inf  # of a rank that no token uses
+    torch.testing.assert_close(linear.forward(x_ext, rank_mask=mask), expected, atol=2e-4, rtol=1e-5)
+    base = linear.forward(x_ext, rank_mask=torch.ones_like(mask))
     torch.testing.assert_close(base, linear.forward(x_ext, use_adapter=False), atol=1e-5, rtol=1e-5)
 
 

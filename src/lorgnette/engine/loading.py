@@ -66,8 +66,8 @@ def load_decoder_with_adapters(
     if not shapes:
         return load_decoder(checkpoint, AdapterShape.empty(text), device, dtype), ranks
     for saved in adapters:
-        if not all(bool(tensor.isfinite().all()) for tensor in saved.state.values()):
-            fault = "the adapter has values that are infinite or not a number"
+        if not all(bool(tensor.to(dtype).isfinite().all()) for tensor in saved.state.values()):
+            fault = f"the adapter has values that are infinite or not a number in {str(dtype).removeprefix('torch.')}"
             raise LorgnetteError(fault, where=str(saved.folder), hint="use an earlier checkpoint of its training")
     targets = tuple(t for t in TARGET_MODULES if any(t in shape.target_modules for shape in shapes))
     joint = AdapterShape(text, targets, sum(ranks), 1.0)

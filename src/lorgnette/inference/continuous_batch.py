@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from lorgnette.device import copy_to_device
@@ -60,8 +60,7 @@ class ContinuousBatch:
 
     def __init__(self, generator: Generator, adapter_ranks: Sequence[int] = ()) -> None:
         self.generator = generator
-        masks = torch.from_numpy(_build_rank_masks(adapter_ranks))
-        self.rank_masks = masks.to(generator.device, generator.decoder.embed_tokens.dtype)
+        self.rank_masks = torch.from_numpy(_build_rank_masks(adapter_ranks)).to(generator.device)
         """Of every adapter; the last row is the base model's."""
         self._pools = [_RowPool(self, num_slots) for num_slots in SLOT_CLASSES]
         self.max_tokens = SLOT_CLASSES[-1]
@@ -410,8 +409,8 @@ class _RowPool:
         self.answers = dict(enumerate(answers))
 
     def _allocate_cache(self, num_rows: int) -> KVCache:
-        config, shape = self._generator.decoder.config, CacheShape(num_rows, self.num_slots)
-        cache = KVCache.from_config(shape, config, self._device, self._rank_masks.dtype)
+        decoder, shape = self._generator.decoder, CacheShape(num_rows, self.num_slots)
+        cache = KVCache.from_config(shape, decoder.config, self._device, decoder.embed_tokens.dtype)
         cache.num_active_rows = num_rows
         cache.rank_mask = self._rank_masks.new_zeros(num_rows, self._rank_masks.shape[1])
         return cache
@@ -449,9 +448,9 @@ def _group_by_adapter(answers: Sequence[_Answer]) -> dict[int | None, list[_Answ
     return groups
 
 
-def _build_rank_masks(adapter_ranks: Sequence[int]) -> Float32[np.ndarray, "n r"]:
-    """1 for the ranks that each adapter uses; the last row is the base model's, which uses none."""
-    masks = np.zeros((len(adapter_ranks) + 1, sum(adapter_ranks)), np.float32)
+def _build_rank_masks(adapter_ranks: Sequence[int]) -> Bool[np.ndarray, "n r"]:
+    """False for the ranks that each adapter uses; the last row is the base model's, which uses none."""
+    masks = np.ones((len(adapter_ranks) + 1, sum(adapter_ranks)), np.bool_)
     for mask, end, rank in zip(masks, accumulate(adapter_ranks), adapter_ranks, strict=False):
-        mask[end - rank : end] = 1
+        mask[end - rank : end] = False
     return masks

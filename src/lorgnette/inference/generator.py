@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int, Int32
+from jaxtyping import Bool, Float, Float32, Int, Int32
 from torch import Tensor
 
 from lorgnette.device import allocate_graph, allocate_workspaces, copy_to_device
@@ -77,7 +77,7 @@ class Generator:
         prompts: Sequence[Encoded],
         *,
         use_adapter: bool,
-        rank_mask: Float[Tensor, "1 r"] | None = None,
+        rank_mask: Bool[Tensor, "1 r"] | None = None,
     ) -> None:
         """Write the prompts' keys and values into these rows, and the logits of each answer's first token.
 
@@ -96,7 +96,7 @@ class Generator:
         input_ids: Int[Tensor, " B"],
         *,
         use_adapter: bool,
-        rank_mask: Float[Tensor, "B r"] | None = None,
+        rank_mask: Bool[Tensor, "B r"] | None = None,
     ) -> Float32[Tensor, "B V"]:
         """Append one token to every answer and return the logits of the next. The host does not wait for the device.
 
@@ -199,7 +199,7 @@ class Generator:
 
 def compute_hidden_states(
     decoder: Decoder, x: Float[Tensor, "T C"], position_ids: Int[Tensor, "3 T"], attention: AttentionFn,
-    *, use_adapter: bool, rank_mask: Float[Tensor, "#T r"] | None = None,
+    *, use_adapter: bool, rank_mask: Bool[Tensor, "#T r"] | None = None,
     level_embeds: Float[Tensor, "K T C"] | None = None,
 ) -> Float[Tensor, "T C"]:  # fmt: skip
     """Run all layers on embedded tokens and save nothing. Returns the hidden states before the last norm.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Float32, Int32, Int64
+from jaxtyping import Bool, Float, Float32, Int32, Int64
 from torch import Tensor
 
 from lorgnette.models.registry import TextConfig
@@ -43,9 +43,9 @@ class KVCache:
 
     layers: [B, L, 2K, D] of each layer, key heads and then value heads. row_offsets: B multiples of L, the first slot
     of each row. state: `lengths`, `position_ids` and `active` in one tensor, for one copy from the host. input_ids: the
-    newest tokens. logits: of the next tokens. num_active_rows: rows at the front that are no padding. rank_mask:
-    of each row, if its rows may have different adapters (`LoraLinear.forward`). graphs: the
-    captured decode step of each kind; None after the first step, which is not captured.
+    newest tokens. logits: of the next tokens. num_active_rows: rows at the front that are no padding. rank_mask: of
+    each row, if its rows may have different adapters (`LoraLinear.forward`). graphs: the captured decode step of each
+    kind; None after the first step, which is not captured.
     """
 
     shape: CacheShape
@@ -55,7 +55,7 @@ class KVCache:
     input_ids: Int64[Tensor, " B"]
     logits: Float32[Tensor, "B V"]
     num_active_rows: int = 0
-    rank_mask: Float[Tensor, "B r"] | None = None
+    rank_mask: Bool[Tensor, "B r"] | None = None
     graphs: dict[StepKind, torch.cuda.CUDAGraph | None] = field(default_factory=dict)
 
     @classmethod

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from lorgnette.kernels.dropout import Dropout, DropoutSpec, MaskedGrads, add_masked_grads, apply_dropout
@@ -155,12 +155,12 @@ class LoraLinear:
         dropped: Float[Tensor, "n T I"] | None = None,
         *,
         use_adapter: bool = True,
-        rank_mask: Float[Tensor, "#T r"] | None = None,
+        rank_mask: Bool[Tensor, "#T r"] | None = None,
     ) -> Float[Tensor, "T O"]:
         """y. The first I columns of `x_ext` hold x; the others receive u.
 
         dropped: x under every projection's mask, if it exists already. use_adapter: False gives the base model's y.
-        rank_mask: without dropout; 0 for the ranks that a token does not use, if several adapters lie side by side.
+        rank_mask: without dropout; True for the ranks that a token does not use, if several adapters lie side by side.
         """
         x, u, weight = x_ext[:, : self.in_features], x_ext[:, self.in_features :], self.load_weight()
         if not use_adapter:
@@ -168,7 +168,7 @@ class LoraLinear:
         elif self.num_adapted and dropout is None:
             torch.mm(x, self._a.T, out=u)
             if rank_mask is not None:
-                self._split_projections(u).mul_(rank_mask)
+                self._split_projections(u).masked_fill_(rank_mask, 0)  # 0 · inf would be no number
         elif self.factors is not None and dropout is not None:
             dropped = self._apply_dropout(x, dropout) if dropped is None else dropped
             torch.bmm(dropped, self._stacked_a.mT, out=self._split_projections(u))

@@ -77,9 +77,9 @@ def _compute_masked_logits(models: ModelSet, prompt: Encoded) -> Float32[Tensor,
     """The base model's first logits by the matrix products of the adapters: those of `use_adapter=False` are rounded
     otherwise."""
     decoder, device = models.generator.decoder, models.device
-    dtype, shape = decoder.embed_tokens.dtype, CacheShape(1, len(prompt.input_ids) + 1)
-    cache = KVCache.from_config(shape, decoder.config, device, dtype)
-    mask = torch.zeros(1, sum(models.adapter_ranks), dtype=dtype, device=device)
+    shape = CacheShape(1, len(prompt.input_ids) + 1)
+    cache = KVCache.from_config(shape, decoder.config, device, decoder.embed_tokens.dtype)
+    mask = torch.ones(1, sum(models.adapter_ranks), dtype=torch.bool, device=device)
     models.generator.prefill_rows(cache, [0], [prompt], use_adapter=True, rank_mask=mask)
     return cache.logits[0]
 

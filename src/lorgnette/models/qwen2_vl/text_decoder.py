@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float, Float32, Int, Int32
+from jaxtyping import Bool, Float, Float32, Int, Int32
 from torch import Tensor
 
 from lorgnette.device import SideStream, allocate_workspaces
@@ -122,7 +122,7 @@ class DecoderLayer:
         *,
         query_indices: Int32[Tensor, " M"] | None = None,
         use_adapter: bool = True,
-        rank_mask: Float[Tensor, "#T r"] | None = None,
+        rank_mask: Bool[Tensor, "#T r"] | None = None,
         save: bool = False,
     ) -> tuple[Float[Tensor, "M C"], Float[Tensor, "M C"], LayerActivations | None]:
         """(x₁, MLP output, activations). The next layer's norm adds the MLP output, which it receives as `delta`.
