@@ -210,8 +210,8 @@ def test_a_stream_that_waits_says_that_it_is_alive(
     with client.chat.completions.create(model="captions", messages=ASK, max_tokens=2, stream=True) as stream:
         assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "A small"
     assert len(post(fake_server, max_tokens=2).json()["choices"]) == 1
-    woken = list[TokenStream]()
-    monkeypatch.setattr(TokenStream, "wake", woken.append)
+    woken = list[int]()
+    monkeypatch.setattr(TokenStream, "wake", lambda stream: woken.append(stream.num_tokens))
     time.sleep(0.1)
     assert woken == []  # no timer outlives its answer
 
