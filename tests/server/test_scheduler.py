@@ -57,7 +57,6 @@ class StubBatch:
     joined: list[list[DecodeRow]] = field(default_factory=list)
     num_drops: int = 0
     gate: threading.Event = field(default_factory=threading.Event)
-    on_select: Callable[[], None] = lambda: None
     on_join: Callable[[Sequence[DecodeRow]], None] = lambda rows: None
     on_step: Callable[[], None] = lambda: None
 
@@ -65,7 +64,6 @@ class StubBatch:
         self.gate.set()
 
     def select(self, waiting: Sequence[DecodeRow]) -> list[DecodeRow]:
-        self.on_select()
         return list(waiting[: self.num_rows - len(self.rows)])
 
     def join(self, rows: Sequence[DecodeRow]) -> None:
@@ -161,8 +159,10 @@ def test_a_request_joins_while_others_are_answered() -> None:
         batch = StubBatch()
         async with run(batch) as scheduler:
             batch.on_step = batch.gate.clear  # one step
-            first = scheduler.submit(make_row(*range(40)), {})
+            pixels: Any = {"image": np.zeros(3)}
+            first = scheduler.submit(make_row(*range(40)), pixels)
             assert await anext(first) == [0]
+            assert [request.pixels for request in scheduler._running.values()] == [{}]  # freed with the first token
             second = scheduler.submit(make_row(50), {})
             batch.on_step = lambda: None
             batch.gate.set()
@@ -258,8 +258,16 @@ def test_a_row_that_does_not_fit_alone_fails_alone() -> None:
             assert info.value.code == "out_of_memory"
             assert await read(last) == [2]
             assert scheduler.state == "ready"
-            assert batch.num_drops >= 2
-            assert scheduler.stats().outcomes == {"stop": 2, "error": 1}
+            num_drops = batch.num_drops
+            assert num_drops >= 2
+
+            def refuse_at_first(rows: Sequence[DecodeRow]) -> None:
+                if batch.num_drops == num_drops:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+
+            batch.on_join = refuse_at_first
+            assert await read(scheduler.submit(make_row(3), {})) == [3]  # with the memory that was freed
+            assert scheduler.stats().outcomes == {"stop": 3, "error": 1}
 
     play(scene)
 
@@ -278,26 +286,6 @@ def test_rows_that_do_not_fit_together_wait_for_room() -> None:
             assert await asyncio.gather(*map(read, streams)) == [[number] * 2 for number in range(7)]
             order = [int(row.prompt.input_ids[0]) for rows in batch.joined for row in rows]
             assert order == list(range(7))  # nobody is overtaken
-
-    play(scene)
-
-
-def test_rows_that_no_room_is_made_for_wait() -> None:
-    """Memory is short where rows are moved into a larger cache, before any has joined."""
-
-    async def scene() -> None:
-        batch = StubBatch()
-        batch.gate.clear()
-        async with run(batch) as scheduler:
-            first = scheduler.submit(make_row(1, 2, 3), {})
-            await wait_until(lambda: scheduler.stats().running == 1)
-            batch.on_select = lambda: fail(torch.OutOfMemoryError("CUDA out of memory"))() if batch.rows else None
-            second = scheduler.submit(make_row(4), {})
-            batch.gate.set()
-            assert await asyncio.gather(read(first), read(second)) == [[1, 2, 3], [4]]
-            assert scheduler.state == "ready"
-            batch.on_select = fail(torch.OutOfMemoryError("CUDA out of memory"))
-            assert await read(scheduler.submit(make_row(5), {})) == [5]  # asked to join all the same
 
     play(scene)
 
@@ -393,8 +381,9 @@ def test_a_device_that_hangs_ends_all_streams(place: str, monkeypatch: pytest.Mo
         batch, answers = StubBatch(num_rows=1), threading.Event()
         told = list[GenerationError]()
         async with run(batch, max_step_seconds=0.5, on_lost=told.append) as scheduler:
-            await asyncio.sleep(0.6)  # without work it does not count
             assert await read(scheduler.submit(make_row(1, 2), {})) == [1, 2]
+            await asyncio.sleep(0.6)  # without work it does not count
+            assert scheduler.state == "ready"
             setattr(batch, place, lambda *_: answers.wait(10))
             streams = [scheduler.submit(make_row(number), {}) for number in range(2)]
             for stream in streams:

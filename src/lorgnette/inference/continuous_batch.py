@@ -70,7 +70,8 @@ class ContinuousBatch:
         """The rows, from the front, that `join` can take now. One whose room is full lets others pass; one for whose
         room memory is short does not: they would keep that memory.
 
-        If memory is too short for the first one and nothing runs, it is returned alone: `join` raises.
+        Raises no OutOfMemoryError: without memory for the first one, while nothing runs, it is returned alone, and
+        `join` raises.
         """
         is_busy = any(pool.answers for pool in self._pools)
         budget = MAX_JOIN_TOKENS if is_busy else MAX_PREFILL_TOKENS

@@ -14,7 +14,6 @@ import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 from lorgnette.errors import LorgnetteError
@@ -352,10 +351,7 @@ class Scheduler:
             return False
         with self._condition:
             waiting = {request.row: request for request in self._waiting}
-        rows = self._select(list(waiting))
-        if not rows and not self._running:
-            self._drop_idle_memory()
-            rows = self._select(list(waiting)) or list(waiting)[:1]
+        rows = self._batch.select(list(waiting))
         with self._condition:
             requests = deque(waiting[row] for row in rows if waiting[row] in self._waiting)
             for request in requests:
@@ -364,30 +360,19 @@ class Scheduler:
         self._join(requests)
         return bool(rows)
 
-    def _select(self, waiting: Sequence["DecodeRow"]) -> Sequence["DecodeRow"]:
-        """The rows that can join now. None, and none before a row leaves, if memory is short where rows are moved."""
-        try:
-            return self._batch.select(waiting)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        self._is_short = bool(self._running)
-        self._drop_idle_memory()
-        return ()
-
     def _join(self, requests: deque[_Request]) -> None:
-        """All at once; out of memory, one by one. One that does not fit waits until a row leaves. It fails if there is
-        none."""
-        size = len(requests)
+        """All at once; out of memory, one by one, with what could be freed. One that does not fit waits until a row
+        leaves. It fails if there is none."""
+        is_short = False
         while requests:
-            group = list(islice(requests, size))
+            group = [requests[0]] if is_short else list(requests)
             if self._try_join(group):
                 for _ in group:
                     requests.popleft()
                 continue
             self._drop_idle_memory()
-            if size > 1:
-                size = 1
+            if not is_short:
+                is_short = True
             elif len(self._running) > len(requests):
                 self._is_short = True
                 self._put_back(requests)
