@@ -306,12 +306,14 @@ def test_a_prefill_without_memory_leaves_the_batch_as_it_was(
     assert tokens == {row: expected[row][: 3 if row is rows[0] else 1] for row in rows}
 
 
-def test_tokens_of_a_step_out_of_memory_are_decoded_by_the_next(
+def test_a_step_out_of_memory_is_tried_again(
     served: Served, expected: Mapping[DecodeRow, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = next(row for row in expected if len(expected[row]) > 3)
+    long = [row for row in expected if len(expected[row]) > 3]
+    row, drawn = (next(row for row in long if bool(row.sampling.temperature) is is_drawn) for is_drawn in (False, True))
+    large = replace(drawn, sampling=replace(drawn.sampling, max_new_tokens=1000))  # in another room
     batch, tokens = ContinuousBatch(served.generator, served.ranks), list[int]()
-    batch.join([row])
+    batch.join([row, large])
     tokens.append(batch.step()[0][1])
     with monkeypatch.context() as patch:
 
@@ -321,8 +323,14 @@ def test_tokens_of_a_step_out_of_memory_are_decoded_by_the_next(
         patch.setattr(Generator, "decode_step", run_out)
         with pytest.raises(torch.OutOfMemoryError):
             batch.step()
-    tokens += [batch.step()[0][1], batch.step()[0][1]]
+        patch.undo()
+        patch.setattr("lorgnette.inference.continuous_batch.sample_tokens", run_out)  # where one room has picked
+        with pytest.raises(torch.OutOfMemoryError):
+            batch.step()
+    (_, second), (_, drawn_second) = batch.step()
+    tokens += [second, batch.step()[0][1]]
     assert tokens == expected[row][:3]
+    assert drawn_second == expected[drawn][1]
 
 
 def test_newcomers_do_not_hold_up_those_who_are_answered(served: Served) -> None:

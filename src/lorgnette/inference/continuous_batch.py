@@ -108,13 +108,18 @@ class ContinuousBatch:
 
     @torch.no_grad()
     def step(self) -> list[tuple[DecodeRow, int]]:
-        """The next token of every row; nothing without rows. On CUDA the device goes on with the step after it."""
+        """The next token of every row; nothing without rows. On CUDA the device goes on with the step after it.
+
+        After an OutOfMemoryError it can be tried again: no token is lost.
+        """
         pools = [pool for pool in self._pools if pool.answers]
         for pool in pools:
             pool.advance()
         for pool in pools:
             pool.shrink()
-            pool.pick_tokens()
+        picked = [(pool, pool.pick_tokens()) for pool in pools]
+        for pool, tokens in picked:
+            pool.send_tokens(tokens)
         if self.generator.device.type == "cuda":
             self._launch_next_step(pools)
         return [pair for pool in pools for pair in pool.read_tokens()]
@@ -294,8 +299,8 @@ class _RowPool:
         if count < self.num_rows and (count in self._idle or not self._is_cuda):
             self._try_move(count)
 
-    def pick_tokens(self) -> None:
-        """Pick the next token of every row, and start its copy to the host."""
+    def pick_tokens(self) -> Int64[Tensor, " B"]:
+        """The next token of every row of the cache."""
         assert self._cache is not None
         self._upload_changes()
         logits = self._cache.logits
@@ -304,6 +309,10 @@ class _RowPool:
             uniforms = copy_to_device(draws.list_uniforms(), self._device)
             drawn = sample_tokens(logits.index_select(0, draws.rows), uniforms, draws.temperatures, draws.top_ps)
             tokens.index_copy_(0, draws.rows, drawn)
+        return tokens
+
+    def send_tokens(self, tokens: Int64[Tensor, " B"]) -> None:
+        """Start the copy of the picked tokens to the host; they are pending."""
         for answer in self.answers.values():
             answer.num_tokens += 1
         self._pending = tokens

@@ -424,14 +424,12 @@ class Scheduler:
         self._batch.drop_idle_memory()
 
     def _step(self) -> None:
-        """One token of every row."""
-        try:
-            tokens = self._batch.step()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            tokens = None
-        if tokens is None:  # now that no traceback holds its tensors
+        """One token of every row. Out of memory, once more with what could be freed."""
+        tokens = self._try_step()
+        if tokens is None:
+            self._drop_idle_memory()
+            tokens = self._try_step()
+        if tokens is None:
             self._fail_step()
             return
         now = time.perf_counter()
@@ -454,6 +452,15 @@ class Scheduler:
             if end is not None:
                 self._leave(request, end)
         self._post(news)
+
+    def _try_step(self) -> list[tuple["DecodeRow", int]] | None:
+        """None: memory is short. No traceback holds tensors then."""
+        try:
+            return self._batch.step()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
 
 
 def _deliver(news: Sequence[_News]) -> None:
