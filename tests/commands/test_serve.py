@@ -36,7 +36,7 @@ from lorgnette.report.console import Terminal
 from lorgnette.resolve import BUILT_IN_MODEL
 from lorgnette.server.guard import GuardSettings
 
-MAX_NEW_TOKENS = 16
+MAX_NEW_TOKENS = 7
 Question = tuple[str, Path]
 """The name of a model, and an image."""
 
@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         settings = config.load_settings(None, ["model=demo", *words])
         metadata = build_metadata(settings, checkpoint, Processor.from_folder(BUILT_IN_MODEL, settings.processor))
         shapes = AdapterShape.from_settings(checkpoint.load_text_config(), lora).factor_shapes()
-        state = {name: 0.08 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        state = {name: 0.16 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
         adapter = root / name / "adapter"
         adapter.mkdir(parents=True)
         peft_files.write_adapter(adapter, state, checkpoint.family, lora, metadata)
