@@ -7,7 +7,7 @@ import pytest
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "first_hour.ipynb"
 REASON = "needs nbclient and ipykernel (pip install -e '.[dev]')"
-QUICK = 'NUM_DRAWN, SETTINGS = 12, {"max_steps": 2, "image_size": 56, "max_new_tokens": 8, "holdout": 4}'
+QUICK = 'NUM_DRAWN, SETTINGS = 8, {"max_steps": 2, "image_size": 28, "max_new_tokens": 3, "holdout": 2}'
 
 
 def load() -> Any:
