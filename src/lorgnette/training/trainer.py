@@ -417,7 +417,9 @@ class Trainer:
         """Compare a sum of the parameters' bits. Raises LorgnetteError, on every rank, that names those that differ."""
         if self.world.size == 1:
             return
-        bits = sum(p.detach().view(torch.int32).sum(dtype=torch.int64).item() for p in self.engine.parameters)
+        # In parts: on a GPU the sum of 32-bit integers in 64 bits needs a copy in 64 bits.
+        flat = (p.detach().view(torch.int32).ravel() for p in self.engine.parameters)
+        bits = sum(int(part.sum(dtype=torch.int64)) for values in flat for part in torch.split(values, 2**22))
         sums = self.world.gather_objects((bits, self.world.machine))
         [(most_common, _)] = Counter(value for value, _ in sums).most_common(1)
         others = [f"rank {rank} on {machine}" for rank, (value, machine) in enumerate(sums) if value != most_common]
