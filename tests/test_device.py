@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from weakref import WeakSet
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,11 +11,13 @@ from lorgnette.device import (
     SideStream,
     allocate_graph,
     has_flash_attention,
+    join_arrays,
     measure_peak_gib,
     measure_reserved_gib,
     release_workspaces,
     select_device,
     select_dtype,
+    split_joined,
 )
 from lorgnette.errors import LorgnetteError
 
@@ -96,6 +99,13 @@ def test_a_gpu_without_bfloat16_computes_in_float16(set_gpu: SetGpu) -> None:
         select_dtype("bfloat16", CUDA)
 
 
+def test_joined_arrays_are_split_again() -> None:
+    arrays = [np.arange(length, dtype=np.int32) for length in (3, 4, 0, 1)]
+    views = split_joined(torch.from_numpy(join_arrays(arrays)), map(len, arrays))
+    assert [view.tolist() for view in views] == [array.tolist() for array in arrays]
+    assert [view.storage_offset() for view in views] == [0, 4, 8, 8]
+
+
 def test_peak_memory_of_a_process() -> None:
     assert 0.01 < measure_peak_gib(CPU) < 10_000
 
@@ -156,7 +166,8 @@ def test_workspaces_stay_while_a_graph_is_alive(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append("cache"))
     clear = "_cuda_clearCublasWorkspaces"
     monkeypatch.setattr(torch._C, clear, lambda: released.append("workspaces"), raising=False)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", type("Graph", (), {}))
+    graph = {"__new__": object.__new__, "__init__": object.__init__}
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", type("Graph", (torch.cuda.CUDAGraph,), graph))
     first, second = allocate_graph(), allocate_graph()
     del first
     release_workspaces()

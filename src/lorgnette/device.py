@@ -1,13 +1,16 @@
 """Selects device and dtype, copies arrays to the device, measures and releases memory, and runs work on a second CUDA
 stream."""
 
+import gc
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from weakref import WeakSet
 
 import numpy as np
 import torch
+from jaxtyping import Int32
 from torch import Tensor
 
 from lorgnette.errors import LorgnetteError
@@ -16,6 +19,8 @@ from lorgnette.types import AMPERE, TURING
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 """Those that are alive: their kernels write to cuBLAS's workspaces."""
+_ALIGNMENT = 4
+"""32-bit integers of 16 bytes: Triton compiles a kernel anew for a pointer that is no multiple of these."""
 
 
 def select_device(name: str) -> torch.device:
@@ -67,6 +72,36 @@ def copy_to_device(values: np.ndarray, device: torch.device) -> Tensor:
     """The array as a tensor on the device; through pinned memory to CUDA, so that the host does not wait."""
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def join_arrays(arrays: Iterable[Int32[np.ndarray, " _"]]) -> Int32[np.ndarray, " n"]:
+    """All arrays in one, each aligned for kernels; `split_joined` has them again."""
+    parts = [part for array in arrays for part in (array, np.zeros(-len(array) % _ALIGNMENT, np.int32))]
+    return np.concatenate(parts)
+
+
+def split_joined(joined: Int32[Tensor, " n"], lengths: Iterable[int]) -> list[Int32[Tensor, " _"]]:
+    """The arrays of `join_arrays`, by their lengths, as views."""
+    views, start = [], 0
+    for length in lengths:
+        views.append(joined[start : start + length])
+        start += length + -length % _ALIGNMENT
+    return views
+
+
+@contextmanager
+def pause_garbage_collection() -> Iterator[None]:
+    """Let Python free no unreachable objects inside.
+
+    torch ends the process if a graph's memory is freed while it captures, or allocates from another graph's memory.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def get_gpu_name(device: torch.device) -> str | None:

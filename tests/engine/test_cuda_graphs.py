@@ -1,5 +1,6 @@
 """Padded shapes cover their batches, and padding is hidden. (That it changes no number: test_fast.py.)"""
 
+import gc
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,6 +113,34 @@ def test_a_padded_shape_has_a_spare_token() -> None:
         assert full.pad().last_layer_tokens < full.pad().tokens, "fewer queries than tokens mark the last layer"
 
 
+def test_kernels_get_pointers_of_one_alignment(decoder: Decoder) -> None:
+    """Triton compiles a kernel anew where one of its pointers is no multiple of 16 bytes: seconds within a step."""
+    lengths = set()
+    for tokens in (64, 128, 192, 4608, 4736, 4864):
+        static = StaticInputs(BatchShape(tokens, tokens // 2, tokens // 2), decoder)
+        for plan in (static.batch.attention_plan, static.batch.last_attention_plan):
+            arrays = [plan.query_tiles.flatten(), plan.dkv_tasks.flatten(), plan.dkv_task_offsets, plan.query_indices]
+            lengths |= {len(array) % 4 for array in arrays}
+            assert all(array.data_ptr() % 16 == 0 for array in (*arrays, plan.visible_until))
+        segments = static.batch.label_segments
+        inputs = (segments.indices, segments.offsets, static.batch.targets, static.batch.label_weights)
+        assert all(array.data_ptr() % 16 == 0 for array in (*inputs, static.dropout_keys))
+    assert lengths > {0}, "side by side, these arrays have any alignment"
+
+
+def test_no_garbage_is_collected_in_the_memory_of_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch ends the process where a graph's memory is freed meanwhile."""
+    graph = MagicMock(spec=torch.cuda.CUDAGraph)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    for name in ("MemPool", "Stream", "current_stream", "use_mem_pool", "stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    stream = GraphStream(torch.device("cpu"), lambda: None)
+    for enter in (stream.capture, stream.eager):
+        with enter():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+
+
 def test_workspaces_are_there_before_the_pool_is_used(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the stream of the graphs: in the pool, a workspace would keep its memory from everyone. (On a GPU:
     test_fast.py, test_dropped_graphs_give_their_memory_back.)"""
@@ -129,7 +158,7 @@ def test_workspaces_are_there_before_the_pool_is_used(decoder: Decoder, monkeypa
 
     for name in ("MemPool", "Stream", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
-    graph = MagicMock(capture_begin=lambda *_: events.append("capture"))
+    graph = MagicMock(spec=torch.cuda.CUDAGraph, capture_begin=lambda *_: events.append("capture"))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
     stream = GraphStream(torch.device("cpu"), allocate)
     monkeypatch.setattr(torch.cuda, "use_mem_pool", lambda pool: enter("pool"))

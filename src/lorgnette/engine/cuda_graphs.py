@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from lorgnette.device import allocate_graph
+from lorgnette.device import allocate_graph, join_arrays, pause_garbage_collection, split_joined
 from lorgnette.kernels.attention_plan import AttentionPlan, plan_attention
 from lorgnette.kernels.gather_sum import GatherSegments, build_segments
 from lorgnette.kernels.tiles import select_tiles
@@ -77,9 +77,9 @@ class StaticInputs:
         self.loss = torch.zeros((), device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.num_uses = 0
-        sizes = {name: len(values) for name, values in self._flatten(None).items()}
-        self._buffer = torch.zeros(sum(sizes.values()), dtype=torch.int32, device=device)
-        parts = dict(zip(sizes, torch.split(self._buffer, list(sizes.values())), strict=True))
+        arrays = self._flatten(None)
+        self._buffer = torch.zeros(len(join_arrays(arrays.values())), dtype=torch.int32, device=device)
+        parts = dict(zip(arrays, split_joined(self._buffer, map(len, arrays.values())), strict=True))
         self.input_ids = parts["input_ids"]
         self.image_token_indices, self.feature_indices = parts["image_token_indices"], parts["feature_indices"]
         self.dropout_keys = parts["dropout_keys"]
@@ -97,7 +97,7 @@ class StaticInputs:
 
     def copy_from(self, batch: PackedBatch) -> None:
         """Copy the batch to the device, without waiting for it."""
-        host = torch.from_numpy(np.concatenate(list(self._flatten(batch).values())))
+        host = torch.from_numpy(join_arrays(self._flatten(batch).values()))
         if self._buffer.is_cuda:
             host = host.pin_memory()
         self._buffer.copy_(host, non_blocking=True)
@@ -166,7 +166,7 @@ class GraphStream:
         try:
             with torch.cuda.stream(self._stream):
                 self._allocate_workspaces()
-                with torch.cuda.use_mem_pool(self._pool):
+                with torch.cuda.use_mem_pool(self._pool), pause_garbage_collection():
                     yield
         finally:
             current.wait_stream(self._stream)
@@ -189,8 +189,9 @@ class GraphStream:
         pool: Any = self._pool.id  # torch's stubs know the other kind of handle alone
         with torch.cuda.stream(self._stream):
             self._allocate_workspaces()
-            graph.capture_begin(pool, "thread_local")
-            try:
-                yield graph
-            finally:
-                graph.capture_end()
+            with pause_garbage_collection():
+                graph.capture_begin(pool, "thread_local")
+                try:
+                    yield graph
+                finally:
+                    graph.capture_end()

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int, Int32
 from torch import Tensor
 
-from lorgnette.device import allocate_graph, allocate_workspaces, copy_to_device
+from lorgnette.device import allocate_graph, allocate_workspaces, copy_to_device, pause_garbage_collection
 from lorgnette.features.feature_lru import FeatureLru
 from lorgnette.features.image_features import Features
 from lorgnette.inference.kv_cache import CacheShape, KVCache, StepKind
@@ -113,7 +113,7 @@ class Generator:
             capture = torch.cuda.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local")
             with torch.cuda.stream(capture.capture_stream):
                 allocate_workspaces(self.device, self.decoder.embed_tokens.dtype)
-            with capture:
+            with pause_garbage_collection(), capture:
                 self._run_decode_step(cache, use_adapter, rank_mask)
             cache.graphs[kind] = graph
             graph.replay()

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Int32
 from torch import Tensor
 
-from lorgnette.device import copy_to_device
+from lorgnette.device import copy_to_device, join_arrays, split_joined
 from lorgnette.kernels.tiles import AttentionTiles, select_tiles
 
 _TASK_QUERIES = (64, 128)
@@ -70,8 +70,8 @@ class AttentionPlan:
         tiles = tiles or select_tiles(device)
         arrays = {"query_indices": query_indices, "visible_until": visible_until}
         arrays |= plan_attention("", query_indices, visible_until, group_size, tiles)
-        flat = copy_to_device(np.concatenate(list(arrays.values())), device)
-        parts = dict(zip(arrays, torch.split(flat, list(map(len, arrays.values()))), strict=True))
+        joined = copy_to_device(join_arrays(arrays.values()), device)
+        parts = dict(zip(arrays, split_joined(joined, map(len, arrays.values())), strict=True))
         return cls.from_parts(parts, "", parts["query_indices"], tiles)
 
 
