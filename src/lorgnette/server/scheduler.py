@@ -407,8 +407,8 @@ class Scheduler:
             self._post([_News(request, (), GenerationError(message, code))])
 
     def _fail_step(self) -> None:
-        """Memory is short in a decode step, after which no row can go on. Those without a token begin anew, unless all
-        are."""
+        """Memory is short in a decode step, also where idle memory is free. End all answers; those without a token
+        begin anew, unless all are."""
         requests = list(self._running.values())
         for request in requests:
             self._batch.leave(request.row)
