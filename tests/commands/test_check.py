@@ -394,7 +394,7 @@ def list_findings(report: CheckReport) -> list[tuple[str, int, str]]:
 
 
 @given(st.lists(st.sampled_from(FAULTS), max_size=6), st.lists(st.sampled_from(FAULTS), min_size=1, max_size=4))
-@hypothesis_settings(max_examples=40)
+@hypothesis_settings(max_examples=20)
 def test_planted_faults_are_found_and_nothing_else(train: list[str], test: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         planted = Planted(Path(folder), train, test)

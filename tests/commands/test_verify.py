@@ -96,7 +96,7 @@ def test_intact_adapter(
 ) -> None:
     """A run's folder names its adapter. The printed PEFT line works in a process without lorgnette."""
     monkeypatch.undo()  # the process of transformers + PEFT starts from nothing, as a user's does
-    monkeypatch.setattr(peft_check, "MAX_NEW_TOKENS", 8)
+    monkeypatch.setattr(peft_check, "MAX_NEW_TOKENS", 2)
     report = verify(run)
     assert report.passed
     assert [(result.check, result.passed) for result in report.results] == [
