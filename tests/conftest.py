@@ -44,11 +44,13 @@ OUR_SOURCES = {
 }
 OUR_MODULES = [*OUR_SOURCES]
 # The shapes in signatures are checked while the tests run. In modules without one, the wrapper around every function
-# would only cost time. Tests give the training wrong types on purpose: its own error says so.
+# would only cost time. Tests give the training wrong types on purpose: its own error says so. Metrics and data take
+# integers for floats, which beartype does not.
+UNCHECKED_PACKAGES = ("lorgnette.training.", "lorgnette.metrics.", "lorgnette.data.")
 SHAPED_MODULES = [
     name
     for name, path in OUR_SOURCES.items()
-    if "jaxtyping" in path.read_text(encoding="utf-8") and not name.startswith("lorgnette.training.")
+    if "jaxtyping" in path.read_text(encoding="utf-8") and not name.startswith(UNCHECKED_PACKAGES)
 ]
 install_import_hook(SHAPED_MODULES, "beartype.beartype")
 

@@ -94,7 +94,7 @@ def test_the_dtype_of_a_gpu_without_bfloat16_is_said(
     monkeypatch.setattr("lorgnette.training.run.select_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
-    _, dtype = _select_device_and_dtype(Settings(), terminal)
+    _, dtype = _select_device_and_dtype(Settings(), terminal, World())
     assert dtype == torch.float16
     assert "dtype      float16, with loss scaling: Tesla T4 has no bfloat16" in terminal_output.getvalue()
 

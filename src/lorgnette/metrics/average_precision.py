@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64, Int64, Num
 
 from lorgnette.metrics.score import Tally
 
@@ -200,7 +200,7 @@ class _Ranking:
 
 
 def _average_precision(
-    num_hits: Float64[np.ndarray, "D B"], num_boxes: Float64[np.ndarray, "D _"], num_references: Any
+    num_hits: Num[np.ndarray, "D B"], num_boxes: Num[np.ndarray, "D _"], num_references: Any
 ) -> Float64[np.ndarray, " B"]:
     """The mean precision at 101 recalls of B rankings. num_hits, num_boxes: up to each box of a ranking."""
     envelope = np.maximum.accumulate((num_hits / num_boxes)[::-1], axis=0)[::-1]
