@@ -1,3 +1,4 @@
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -39,7 +40,10 @@ def test_the_mode_follows_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         select_mode()
 
 
-def test_without_a_key_it_records_in_the_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_a_key_it_records_in_the_folder(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "openai", raising=False)  # another test's: W&B would advise its users
     Image.new("RGB", (64, 48), "teal").save(tmp_path / "one.png")
     warnings: list[str] = []
     folder = tmp_path / "run"
