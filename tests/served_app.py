@@ -89,8 +89,8 @@ class FakeModels:
 class FakeScheduler:
     """Says the tokens of `answers`, by the number of the adapter. Set what goes wrong; `reset` sets it back.
 
-    fails_after: so many tokens; step_seconds: between two tokens. rows, cancelled: the requests so far, and outcomes of
-    the cancelled.
+    fails_after: the number of tokens before it fails. step_seconds: between two tokens. rows: the requests so far.
+    cancelled: the outcomes of those that were cancelled.
     """
 
     encode: Callable[[str], list[int]]

@@ -17,7 +17,7 @@ from lorgnette.device import (
     release_workspaces,
     select_device,
     select_dtype,
-    split_joined,
+    split_array,
 )
 from lorgnette.errors import LorgnetteError
 
@@ -101,7 +101,7 @@ def test_a_gpu_without_bfloat16_computes_in_float16(set_gpu: SetGpu) -> None:
 
 def test_joined_arrays_are_split_again() -> None:
     arrays = [np.arange(length, dtype=np.int32) for length in (3, 4, 0, 1)]
-    views = split_joined(torch.from_numpy(join_arrays(arrays)), map(len, arrays))
+    views = split_array(torch.from_numpy(join_arrays(arrays)), map(len, arrays))
     assert [view.tolist() for view in views] == [array.tolist() for array in arrays]
     assert [view.storage_offset() for view in views] == [0, 4, 8, 8]
 

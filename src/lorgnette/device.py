@@ -75,12 +75,12 @@ def copy_to_device(values: np.ndarray, device: torch.device) -> Tensor:
 
 
 def join_arrays(arrays: Iterable[Int32[np.ndarray, " _"]]) -> Int32[np.ndarray, " n"]:
-    """All arrays in one, each aligned for kernels; `split_joined` has them again."""
+    """All arrays in one, each aligned for kernels; `split_array` has them again."""
     parts = [part for array in arrays for part in (array, np.zeros(-len(array) % _ALIGNMENT, np.int32))]
     return np.concatenate(parts)
 
 
-def split_joined(joined: Int32[Tensor, " n"], lengths: Iterable[int]) -> list[Int32[Tensor, " _"]]:
+def split_array(joined: Int32[Tensor, " n"], lengths: Iterable[int]) -> list[Int32[Tensor, " _"]]:
     """The arrays of `join_arrays`, by their lengths, as views."""
     views, start = [], 0
     for length in lengths:

@@ -315,7 +315,7 @@ def test_a_key_is_needed_where_one_is_set(fake_server: Served) -> None:
 
 
 def open_raw(served: Served, body: dict[str, Any], cut: int | None = None) -> socket.socket:
-    """A connection on which a request was sent. cut: so many bytes of its body are not."""
+    """A connection on which a request was sent. cut: the number of bytes of its body that are missing."""
     content = json.dumps({"model": "captions", "messages": ASK, **body}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {served.root.removeprefix('http://')}\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"

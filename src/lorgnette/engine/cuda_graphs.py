@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from lorgnette.device import allocate_graph, join_arrays, pause_garbage_collection, split_joined
+from lorgnette.device import allocate_graph, join_arrays, pause_garbage_collection, split_array
 from lorgnette.kernels.attention_plan import AttentionPlan, plan_attention
 from lorgnette.kernels.gather_sum import GatherSegments, build_segments
 from lorgnette.kernels.tiles import select_tiles
@@ -79,7 +79,7 @@ class StaticInputs:
         self.num_uses = 0
         arrays = self._flatten(None)
         self._buffer = torch.zeros(len(join_arrays(arrays.values())), dtype=torch.int32, device=device)
-        parts = dict(zip(arrays, split_joined(self._buffer, map(len, arrays.values())), strict=True))
+        parts = dict(zip(arrays, split_array(self._buffer, map(len, arrays.values())), strict=True))
         self.input_ids = parts["input_ids"]
         self.image_token_indices, self.feature_indices = parts["image_token_indices"], parts["feature_indices"]
         self.dropout_keys = parts["dropout_keys"]

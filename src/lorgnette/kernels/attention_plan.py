@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Int32
 from torch import Tensor
 
-from lorgnette.device import copy_to_device, join_arrays, split_joined
+from lorgnette.device import copy_to_device, join_arrays, split_array
 from lorgnette.kernels.tiles import AttentionTiles, select_tiles
 
 _TASK_QUERIES = (64, 128)
@@ -71,7 +71,7 @@ class AttentionPlan:
         arrays = {"query_indices": query_indices, "visible_until": visible_until}
         arrays |= plan_attention("", query_indices, visible_until, group_size, tiles)
         joined = copy_to_device(join_arrays(arrays.values()), device)
-        parts = dict(zip(arrays, split_joined(joined, map(len, arrays.values())), strict=True))
+        parts = dict(zip(arrays, split_array(joined, map(len, arrays.values())), strict=True))
         return cls.from_parts(parts, "", parts["query_indices"], tiles)
 
 

@@ -108,7 +108,7 @@ class ChatEndpoint:
 
     async def _start(self, http: Request, request: ChatRequest, model: ServedModel) -> Answer:
         try:
-            prompt, pixels = await await_connected(http, self._encoder.encode(model, request.messages))
+            prompt, pixels = await run_for_client(http, self._encoder.encode(model, request.messages))
             room = self._scheduler.max_tokens - len(prompt.input_ids)
             # The model's own limit asks for nothing that there is no room for.
             sampling = request.build_sampling(max(1, min(model.max_new_tokens, room)))
@@ -131,7 +131,7 @@ async def respond(http: Request, answer: Answer) -> Response:
         return "".join([piece async for piece in answer.iter_pieces()])
 
     try:
-        text = await await_connected(http, collect())
+        text = await run_for_client(http, collect())
     finally:
         answer.tokens.cancel()
     message = {"role": "assistant", "content": text, "refusal": None}
@@ -146,7 +146,7 @@ async def respond_in_stream(http: Request, answer: Answer) -> Response:
     """
     pieces = answer.iter_pieces()
     try:
-        first = await await_connected(http, _read_next(pieces))
+        first = await run_for_client(http, _read_next(pieces))
     except BaseException:
         answer.tokens.cancel()
         raise
@@ -211,7 +211,7 @@ async def _read_next(pieces: AsyncIterator[str]) -> str | None:
     return await anext(pieces, None)
 
 
-async def await_connected(http: Request, work: Coroutine[Any, Any, T]) -> T:
+async def run_for_client(http: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of the work. Cancels it and raises ClientDisconnect when the client goes away."""
     task, gone = asyncio.create_task(work), asyncio.create_task(_wait_until_gone(http))
     try:

@@ -305,7 +305,7 @@ class Scheduler:
                     self._state = "ready"
                 self._condition.notify_all()
             while self._wait_for_work():
-                self._release_cancelled()
+                self._process_cancellations()
                 start, has_joined = time.perf_counter(), self._admit()
                 self._step()  # on a GPU the step waits for the prefill
                 if has_joined:
@@ -324,7 +324,7 @@ class Scheduler:
             self._step_started = time.monotonic()
             return self._state == "ready"
 
-    def _release_cancelled(self) -> None:
+    def _process_cancellations(self) -> None:
         if self._has_cancelled:
             self._has_cancelled = False
             for request in list(self._running.values()):
