@@ -5,7 +5,12 @@ import pytest
 
 from lorgnette.metrics import bootstrap
 from lorgnette.metrics.bleu import bleu
-from lorgnette.metrics.bootstrap import compare_tallies, compute_intervals
+from lorgnette.metrics.bootstrap import (
+    compare_tallies,
+    compute_intervals,
+    compute_newcombe_interval,
+    compute_wilson_interval,
+)
 from lorgnette.metrics.score import tally_mean
 
 
@@ -91,3 +96,19 @@ def test_one_example_has_no_interval_and_an_undefined_metric_no_difference() -> 
     assert (one.value, one.per_example, one.interval, one.p_value) == (-1, (-1,), None, None)
     undefined = compare_tallies("m", tally_mean(np.ones(1), is_undefined=True), tally_mean(np.ones(1)))
     assert (undefined.value, undefined.per_example) == (None, ())
+
+
+def test_the_intervals_of_shares_are_those_of_the_papers() -> None:
+    """Newcombe, Statistics in Medicine 1998: 81 of 263 has Wilson's interval 0.2553 to 0.3662, and 56 of 70 minus 48 of
+    80 the interval 0.0524 to 0.3339."""
+    assert compute_wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert compute_newcombe_interval(56 / 70, 70, 48 / 80, 80) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+def test_a_share_at_the_end_has_an_interval_within_its_bounds() -> None:
+    low, high = compute_wilson_interval(1.0, 16, 0.9)
+    assert (low, high) == (pytest.approx(0.8553614, abs=1e-7), 1.0)
+    assert compute_wilson_interval(0.0, 16, 0.9) == (0.0, pytest.approx(1 - low))
+    assert compute_wilson_interval(1.0, 16, 0.95)[0] < low
+    with pytest.raises(ValueError, match="no examples"):
+        compute_wilson_interval(0.0, 0)

@@ -4,12 +4,14 @@ Every metric here is a function of sums over examples (score.Tally), so a resamp
 product. Percentile bootstrap: Efron, Bootstrap Methods: Another Look at the Jackknife, 1979. Paired, for two systems:
 Koehn, Statistical Significance Tests for Machine Translation Evaluation, EMNLP 2004. Approximate randomization: Riezler
 and Maxwell, On Some Pitfalls in Automatic Evaluation and Significance Testing for MT, 2005. Score interval of a share:
-Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 1927.
+Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 1927. Of the difference of two:
+Newcombe, Interval Estimation for the Difference Between Independent Proportions, Statistics in Medicine 1998.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float64
@@ -17,8 +19,6 @@ from jaxtyping import Float64
 from lorgnette.metrics.score import Tally
 
 NUM_RESAMPLES = 1000
-_NORMAL_QUANTILE = 1.959963984540054
-"""Of 0.975."""
 _MAX_CELLS = 4_000_000
 _TOLERANCE = 1e-12
 """Differences this close are equal: the sums add the same floats in another order."""
@@ -65,7 +65,7 @@ def compute_intervals(
     return [
         (low, high)
         if high - low > _MIN_WIDTH
-        else _compute_wilson_interval((low + high) / 2, len(tally.counts))
+        else compute_wilson_interval((low + high) / 2, len(tally.counts))
         if tally.is_proportion
         else None
         for tally, (low, high) in zip(tallies, intervals, strict=True)
@@ -98,6 +98,30 @@ def compare_tallies(
     return Difference(name, value, per_example, interval, (1 + num_as_large) / (1 + num_resamples))
 
 
+def compute_wilson_interval(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share of `count` examples, two-sided. level: of confidence, 0 … 1.
+
+    Raises ValueError without examples.
+    """
+    if count < 1:
+        raise ValueError("a share of no examples has no interval")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    center = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def compute_newcombe_interval(
+    first: float, first_count: int, second: float, second_count: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of first share minus second, of different examples: Newcombe's method 10, from Wilson's intervals."""
+    first_low, first_high = compute_wilson_interval(first, first_count, level)
+    second_low, second_high = compute_wilson_interval(second, second_count, level)
+    value = first - second
+    low = value - math.hypot(first - first_low, second_high - second)
+    return low, value + math.hypot(first_high - first, second - second_low)
+
+
 _WeightSampler = Callable[[int, int], Float64[np.ndarray, "B N"]]
 
 
@@ -123,14 +147,6 @@ def _sum_resamples(
         weights = draw(min(batch_size, num_resamples - start), num_rows)
         sums.append([tally.sum_counts(weights) for tally in tallies])
     return [np.concatenate(parts) for parts in zip(*sums, strict=True)]
-
-
-def _compute_wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Of a share of `count` examples."""
-    z = _NORMAL_QUANTILE
-    center = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, center - half), min(1.0, center + half)
 
 
 def _compute_interval(values: Float64[np.ndarray, " B"]) -> tuple[float, float]:
