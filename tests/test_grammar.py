@@ -92,7 +92,11 @@ def test_words_of_a_command(
         ("train.epochs", "a setting without a value", "write key=value, as in train.epochs=VALUE"),
         ("lr", "a setting without a value", "write key=value, as in lr=VALUE"),
         ("zzzz", "no such recipe, file or folder", "`lorgnette recipe list` lists them"),
-        ("run", "a run, not data", "continue it: --resume run; or train its adapter on new data: adapter=run"),
+        (
+            "run",
+            "a run, not data",
+            "continue it: lorgnette train --resume run; or train its adapter on new data: adapter=run",
+        ),
         ("model", "a model, not data", "write model=model"),
         ("adapter", "an adapter, not data", "write adapter=adapter"),
         ("demo coco-caption", "two recipes", "name one"),

@@ -7,7 +7,9 @@ import pytest
 from lorgnette import recipes
 from lorgnette.config import Settings
 from lorgnette.errors import UsageError
+from lorgnette.metrics.registry import expand_metric_names
 
+TAUGHT = ("teach", "teach-demo")
 NAMES = [name for name, _ in recipes.list_titles()]
 
 
@@ -16,7 +18,7 @@ def test_every_recipe_has_a_title_and_loads(name: str) -> None:
     title = dict(recipes.list_titles())[name]
     assert len(title) > 10
     assert not title.startswith("#")
-    assert recipes.load_settings(name).data.path or name == "default"
+    assert recipes.load_settings(name).data.path or name in ("default", *TAUGHT)
 
 
 def test_the_default_recipe_is_what_happens_without_one() -> None:
@@ -24,7 +26,7 @@ def test_the_default_recipe_is_what_happens_without_one() -> None:
 
 
 def test_the_tutorials_recipes_and_the_demo_keep_their_own_values() -> None:
-    for name in set(NAMES) - {"default"}:
+    for name in set(NAMES) - {"default", *TAUGHT}:
         settings = recipes.load_settings(name)
         train = settings.train
         assert train.epochs == 2
@@ -38,6 +40,15 @@ def test_the_tutorials_recipes_and_the_demo_keep_their_own_values() -> None:
     assert (tutorial.image_size, tutorial.train.learning_rate, tutorial.train.lr_scheduler_type) == (
         (280, 280), 1e-4, "linear",
     )  # fmt: skip
+
+
+def test_teach_holds_nothing_out_and_chooses_its_steps() -> None:
+    for name, rate in (("teach", 2e-4), ("teach-demo", 2e-3)):
+        settings = recipes.load_settings(name)
+        train, lora = settings.train, settings.lora
+        assert (settings.data.holdout, train.epochs, train.batch_size, train.learning_rate) == (0, "auto", 8, rate)
+        assert (lora.rank, lora.alpha, lora.dropout) == (16, 32, 0.05)
+        assert expand_metric_names(settings.predict.metrics) == ()
 
 
 def test_only_the_literal_recipe_learns_the_blanks_around_captions() -> None:

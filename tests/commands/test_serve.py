@@ -207,8 +207,8 @@ def test_the_printed_addresses_are_those_that_clients_type() -> None:
     assert body["model"] == '50%s "é'
     assert body["messages"][0]["content"][0]["image_url"]["url"] == "data:image/jpeg;base64,AAAA"
     at_proxy = GuardSettings("0.0.0.0", 8787, "k", allow_hosts=("captions.example:80",))
-    assert serve_module._format_address(at_proxy) == "captions.example:80"
-    assert serve_module._format_address(GuardSettings("::1", 80)) == "[::1]:80"
+    assert at_proxy.address == "captions.example:80"
+    assert GuardSettings("::1", 80).address == "[::1]:80"
 
 
 def test_stop_frees_the_port_and_the_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

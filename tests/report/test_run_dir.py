@@ -54,9 +54,9 @@ def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
         RunDir.create(tmp_path / "mine")
 
 
-@pytest.mark.parametrize("last", ["", ".lock", ".manifest.json.12.part", "manifest.json", ".config.yaml.12.part"])
+@pytest.mark.parametrize("last", ["", ".lock", ".manifest.json.999999999.part", "manifest.json", ".config.yaml.999999999.part"])
 def test_a_run_that_was_killed_before_it_could_be_resumed_is_free(tmp_path: Path, last: str, warn: Warn) -> None:
-    names = ["", ".lock", ".manifest.json.12.part", "manifest.json", ".config.yaml.12.part", "config.yaml"]
+    names = ["", ".lock", ".manifest.json.999999999.part", "manifest.json", ".config.yaml.999999999.part", "config.yaml"]
     path = tmp_path / "coco"
     path.mkdir()
     for name in names[1 : names.index(last) + 1]:

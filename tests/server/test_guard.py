@@ -164,6 +164,21 @@ def test_other_machines_need_a_key() -> None:
     assert GuardSettings("127.0.0.1", PORT, allow_hosts=("localhost:9000", "[::1]:9000")).hosts >= {"localhost:9000"}
 
 
+def test_a_server_at_every_address_needs_a_name() -> None:
+    with pytest.raises(UsageError, match="other machines need a name"):
+        GuardSettings.from_options("0.0.0.0", PORT, KEY)
+    named = GuardSettings.from_options("0.0.0.0", PORT, KEY, "192.168.1.5", cors="https://app.example")
+    assert (named.allow_hosts, named.cors) == (("192.168.1.5",), ("https://app.example",))
+
+
+def test_the_address_is_the_one_that_clients_type() -> None:
+    guards = [GuardSettings(host, 80, KEY) for host in ("127.0.0.1", "::1", "a.example")]
+    guards += [GuardSettings("::", 80, KEY, allow_hosts=(name,)) for name in ("b.example", "c.example:8443")]
+    addresses = ["127.0.0.1:80", "[::1]:80", "a.example:80", "b.example:80", "c.example:8443"]
+    assert [guard.address for guard in guards] == addresses
+    assert guards[0].page_url == f"http://127.0.0.1:80/?token={guards[0].token}"
+
+
 def test_a_key_comes_from_the_option_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(API_KEY_VARIABLE, raising=False)
     assert read_api_key(None) == ""

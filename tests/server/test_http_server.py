@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.server.http_server import DEFAULT_PORT, HttpServer, format_address, open_port
+from lorgnette.server.http_server import DEFAULT_PORT, HttpServer, open_port
 
 
 async def send_start(send: Callable[..., Any], status: int = 200) -> None:
@@ -119,11 +119,3 @@ def test_an_app_that_fails_answers_500() -> None:
     with HttpServer(app, port), closing(http.client.HTTPConnection(*address, timeout=10)) as connection:
         connection.request("POST", "/", body=json.dumps({}))
         assert connection.getresponse().status == 500
-
-
-def test_addresses_are_those_of_urls() -> None:
-    assert [format_address(host, 80) for host in ("127.0.0.1", "::1", "a.example")] == [
-        "127.0.0.1:80",
-        "[::1]:80",
-        "a.example:80",
-    ]

@@ -10,7 +10,7 @@ from rich.console import Console
 import lorgnette
 from lorgnette.demo.captions import write_caption
 from lorgnette.demo.facts_metric import register_facts_metric
-from lorgnette.demo.scenes import draw_scene, sample_scene
+from lorgnette.demo.scenes import Scene, draw_scene, sample_scene
 from lorgnette.errors import UsageError
 from lorgnette.io.atomic import atomic_write
 from lorgnette.report.console import Terminal
@@ -52,18 +52,24 @@ def demo(
     return lorgnette.train(settings, gpus=gpus, console=console)
 
 
-def _draw_dataset(folder: Path, num_images: int, terminal: Terminal) -> None:
-    """Write the images and captions.csv."""
+def draw_images(folder: Path, num_images: int, terminal: Terminal) -> dict[str, Scene]:
+    """Draw images into an existing folder. Returns file name → what is drawn; it depends on the number alone."""
     rng = random.Random(SEED)
-    scenes = {folder.resolve() / "images" / f"{i:04}.png": sample_scene(rng) for i in range(1, num_images + 1)}
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    scenes = {f"{i:04}.png": sample_scene(rng) for i in range(1, num_images + 1)}
     with terminal.show_progress("drawing", num_images) as advance:
-        for path, scene in scenes.items():
-            with path.open("xb") as file:
+        for name, scene in scenes.items():
+            with (folder / name).open("xb") as file:
                 draw_scene(scene).save(file, "PNG")
             advance(1)
+    return scenes
+
+
+def _draw_dataset(folder: Path, num_images: int, terminal: Terminal) -> None:
+    """Write the images and captions.csv."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    scenes = draw_images(folder / "images", num_images, terminal)
     with atomic_write(folder / "captions.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["image_path", "caption"])
-        rows.writerows([f"images/{path.name}", write_caption(scene)] for path, scene in scenes.items())
+        rows.writerows([f"images/{name}", write_caption(scene)] for name, scene in scenes.items())
     terminal.print(f"drawn      {num_images} images, {folder / 'captions.csv'}")

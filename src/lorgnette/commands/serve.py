@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from socket import socket
 from typing import Self
 
 from rich.console import Console
@@ -24,7 +23,7 @@ from lorgnette.report.run import Run
 from lorgnette.report.run_dir import RunDir
 from lorgnette.server.app import build_app
 from lorgnette.server.guard import API_KEY_VARIABLE, GuardSettings, read_api_key
-from lorgnette.server.http_server import DEFAULT_PORT, HttpServer, format_address, open_port
+from lorgnette.server.http_server import DEFAULT_PORT, HttpServer, open_port
 from lorgnette.server.models import ModelSet, ServedModel, load_models
 from lorgnette.server.prompts import PromptEncoder
 from lorgnette.server.scheduler import Scheduler
@@ -33,7 +32,6 @@ from lorgnette.server.uploads import UploadStore
 _NAMED = re.compile(r"(?P<name>[^=/]+)=(?P<source>.+)")
 _DATA = "\0"
 """Stands for the image in the JSON of a request."""
-_EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
 
 
 class ServerHandle:
@@ -43,8 +41,7 @@ class ServerHandle:
     """
 
     def __init__(self, server: HttpServer, encoder: PromptEncoder, guard: GuardSettings, models: ModelSet) -> None:
-        root = f"http://{_format_address(guard)}"
-        self.url, self.api_url = f"{root}/?token={guard.token}", f"{root}/v1"
+        self.url, self.api_url = guard.page_url, f"http://{guard.address}/v1"
         self.models = tuple(served.name for served in models.models)
         self._server: HttpServer | None = server
         self._encoder = encoder
@@ -109,7 +106,7 @@ def serve(
         # What is wrong with the command, before any weight is read.
         listener = open_port(host, port)
         stack.callback(listener.close)
-        guard = _build_guard(host, listener, api_key, allow_host, cors)
+        guard = GuardSettings.from_options(host, listener.getsockname()[1], read_api_key(api_key), allow_host, cors)
         base = os.fspath(model) if model else None
         specs = {name: resolve_spec(source, base, terminal, image_size) for name, source in sources.items()}
         for name, spec in specs.items():
@@ -170,27 +167,6 @@ def _name_source(source: str) -> str:
     if RunDir(path.parent).config.is_file():
         return path.parent.name if path.name == "adapter" else f"{path.parent.name}-{path.name}"
     return path.name
-
-
-def _build_guard(
-    host: str, listener: socket, api_key: str | None, allow_host: str | Sequence[str], cors: str | Sequence[str]
-) -> GuardSettings:
-    """Raises UsageError for a key, a name or an origin that is none, and where other machines ask without them."""
-    names, origins = ([words] if isinstance(words, str) else words for words in (allow_host, cors))
-    port: int = listener.getsockname()[1]
-    guard = GuardSettings(host, port, read_api_key(api_key), allow_hosts=tuple(names), cors=tuple(origins))
-    if host in _EVERY_ADDRESS and not names:
-        hint = "the address that clients type, such as --allow-host 192.168.1.5"
-        raise UsageError("other machines need a name for this one", where=f"--host {host}", hint=hint)
-    return guard
-
-
-def _format_address(guard: GuardSettings) -> str:
-    """Host and port as clients type them."""
-    if guard.host not in _EVERY_ADDRESS:
-        return format_address(guard.host, guard.port)
-    name = guard.allow_hosts[0]
-    return name if re.search(r":\d+$", name) else f"{name}:{guard.port}"
 
 
 def _describe_answers(models: Sequence[ServedModel]) -> Iterator[str]:

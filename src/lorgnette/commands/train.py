@@ -18,6 +18,7 @@ from lorgnette.config import Settings
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.atomic import remove_folder, write_json, write_text
 from lorgnette.io.paths import join_sources, split_sources
+from lorgnette.io.shell import format_command
 from lorgnette.metrics.own_metric import MetricFunction, check_own_metrics, resolve_metric_names
 from lorgnette.report.console import Terminal, is_silent_rank
 from lorgnette.report.manifest import build_manifest
@@ -190,6 +191,9 @@ def resume(
     resolve_metric_names(metrics)
     timer = StageTimer(terminal)
     run_dir = RunDir.open_existing(Path(as_name(run)))
+    if run_dir.is_taught:
+        hint = f"go on with it: {run_dir.resume_command}; or train on its answers: {_format_training(run_dir)}"
+        raise UsageError("a run of `teach`, not of `train`", where=str(run_dir.path), hint=hint)
     settings = config.load_settings(config.read_recipe(run_dir.config), where=str(run_dir.config))
     settings = _relocate(settings, run_dir)
     with open_ranks(gpus, settings.device, terminal) as ranks, ranks.open_run(run_dir.lock(terminal.warn)) as locked:
@@ -199,6 +203,11 @@ def resume(
             settings = data.choose_metrics(settings, terminal)
         _train(settings, locked, data, user_callbacks, timer, terminal, ranks)
     return Run(run_dir.path)
+
+
+def _format_training(run_dir: RunDir) -> str:
+    """The command that trains an adapter on the answers of a run of `teach`."""
+    return format_command("train", run_dir.config, f"run={run_dir.path}-trained")
 
 
 def _relocate(settings: Settings, run_dir: RunDir) -> Settings:

@@ -24,7 +24,10 @@ def watch(run: Path | str | Run, *, port: int = 5092, console: Console | None = 
     run_dir = RunDir.open_existing(Path(run))
     folder, where = run_dir.path / "swanlab", str(run_dir.path)
     if not folder.is_dir():
-        raise LorgnetteError("SwanLab did not track this run", where=where, hint=f"open its report: {run_dir.report}")
+        hint = f"open its report: {run_dir.report}"
+        if run_dir.is_taught and not run_dir.report.is_file():
+            hint = f"its page shows how far it is: {run_dir.resume_command}"
+        raise LorgnetteError("SwanLab did not track this run", where=where, hint=hint)
     program = shutil.which("swanlab", path=str(Path(sys.executable).parent)) or shutil.which("swanlab")
     if program is None or not is_installed("swanboard"):
         hint = "pip install 'swanlab[dashboard]'"

@@ -9,8 +9,10 @@ from typing import Literal
 
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.paths import suggest_path
-from lorgnette.io.shell import quote_word
+from lorgnette.io.shell import format_command, quote_word
 
+JOURNAL = "journal.jsonl"
+"""In a run's folder: what a person answered, if `teach` made the run."""
 FolderKind = Literal[
     "missing", "file", "empty", "model", "pickled model", "adapter", "pickled adapter", "run", "data", "other"
 ]
@@ -52,7 +54,7 @@ def find_folder_kind(path: Path) -> FolderKind:
     def has(*patterns: str) -> bool:
         return any(next(path.glob(pattern), None) is not None for pattern in patterns)
 
-    parts = ("log.jsonl", "adapter", "checkpoints")
+    parts = ("log.jsonl", "adapter", "checkpoints", JOURNAL)
     if (has("config.yaml") and has("manifest.json", *parts)) or (has("manifest.json") and has(*parts)):
         return "run"
     is_model = has("model*.safetensors*") or (has("config.json") and not has("adapter_config.json"))
@@ -64,6 +66,16 @@ def find_folder_kind(path: Path) -> FolderKind:
     if not entries:
         return "empty"
     return "data" if any(map(is_data_file, entries)) else "other"
+
+
+def is_taught(run: Path) -> bool:
+    """Whether a run is one of `teach`."""
+    return (run / JOURNAL).is_file()
+
+
+def format_resume_command(run: Path) -> str:
+    """The command that goes on with a run, as it is typed."""
+    return format_command("teach", "--run", run) if is_taught(run) else format_command("train", "--resume", run)
 
 
 def explain_folder(path: Path, wanted: WantedKind, lacks: str | None = None) -> LorgnetteError:
@@ -97,7 +109,7 @@ def _find_hint(path: Path, kind: FolderKind, wanted: WantedKind) -> str:
     if wanted == "adapter" and kind == "model":
         return f"answer with it: lorgnette predict IMAGE --model {quoted}"
     if wanted == "adapter" and kind == "run":
-        return f"it has no adapter yet: lorgnette train --resume {quoted}"
+        return f"it has no adapter yet: {format_resume_command(path)}"
     return f"data comes as data={quoted}; {_HINTS[wanted]}" if kind == "data" else _HINTS[wanted]
 
 

@@ -111,7 +111,7 @@ class Run:
     def show_report(self, height: int = 720) -> InlinePage:
         """The HTML page inside the notebook, where a link to a file does not work. height: in pixels."""
         if not self.report.is_file():
-            message, hint = "the run has no report yet", f"lorgnette.resume({str(self.path)!r}) goes on"
+            message, hint = "the run has no report yet", f"{self._resume_call} goes on"
             raise LorgnetteError(message, where=str(self.path), hint=hint)
         return InlinePage(self.report, height)
 
@@ -119,13 +119,21 @@ class Run:
         """The scores as a DataFrame. Raises LorgnetteError if pandas is not installed."""
         return self.scores.to_pandas()
 
+    @property
+    def _resume_call(self) -> str:
+        """What goes on with it in Python."""
+        path = str(self.path)
+        return f"lorgnette.teach(run={path!r})" if self.folder.is_taught else f"lorgnette.resume({path!r})"
+
     def _describe(self) -> list[str]:
         """The verdict and the adapter; of a run that has not finished, where it is."""
         lines = [self.verdict] if self.verdict else []
-        if not self.report.is_file():
+        if not self.report.is_file() and self.folder.is_taught:
+            lines.append(f"Not finished; {self._resume_call} goes on.")
+        elif not self.report.is_file():
             steps = [int(path.name.removeprefix("step-")) for path in self.folder.checkpoints.glob("step-*[0-9]")]
             state = f"Stopped at step {max(steps)}" if steps else "Stopped before a step was saved"
-            lines.append(f"{state}; lorgnette.resume({str(self.path)!r}) goes on.")
+            lines.append(f"{state}; {self._resume_call} goes on.")
         return [*lines, *([f"adapter: {self.adapter}"] if self.adapter.is_dir() else [])]
 
     def _repr_html_(self) -> str:

@@ -11,6 +11,10 @@
       predictions.jsonl  answers to the held-out examples before and after training
       report.html        the report
       ranks/             what the processes but the first printed, if several trained
+      journal.jsonl      of `teach`: suggestions and answers, one after the other
+      captions.csv       of `teach`: the answers
+      suggestions.csv    of `teach`: the model's answers to the images that nobody answered
+      rounds/            of `teach`: what each training was
       .lock              the process that trains, while it does
 
 config.yaml is written last of what a run needs to be resumed: a folder without it is free. Knows nothing about the
@@ -27,8 +31,7 @@ from pathlib import Path
 
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.atomic import open_no_follow, remove_leftovers
-from lorgnette.io.folder_kind import explain_folder
-from lorgnette.io.shell import format_command
+from lorgnette.io.folder_kind import JOURNAL, explain_folder, format_resume_command, is_taught
 
 DATA_FOLDER = "data"
 """In a run's folder: the rows that were in memory."""
@@ -36,6 +39,7 @@ _STUB = re.compile(r"\.lock|manifest\.json|\.(?:manifest\.json|config\.yaml|data
 """Names in the folder of a run that was killed before it could be resumed."""
 _OWN = re.compile(
     r"data(?:-\d+)?|manifest\.json|config\.yaml|adapter|best|log\.jsonl|predictions\.jsonl|report\.html|step-\d+"
+    r"|captions\.csv|suggestions\.csv|images|\d+\.json"
 )
 """Names that a run writes atomically, in its folder or in checkpoints/."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -69,6 +73,10 @@ class RunDir:
     predictions = _Child("predictions.jsonl")
     report = _Child("report.html")
     ranks = _Child("ranks")
+    journal = _Child(JOURNAL)
+    captions = _Child("captions.csv")
+    suggestions = _Child("suggestions.csv")
+    rounds = _Child("rounds")
     lock_file = _Child(".lock")
 
     @classmethod
@@ -109,8 +117,13 @@ class RunDir:
         return run if run.config.is_file() else None
 
     @property
+    def is_taught(self) -> bool:
+        """Whether the run is one of `teach`."""
+        return is_taught(self.path)
+
+    @property
     def resume_command(self) -> str:
-        return format_command("train", "--resume", self.path, *([f"gpus={self.gpus}"] if self.gpus > 1 else []))
+        return f"{format_resume_command(self.path)}{f' gpus={self.gpus}' if self.gpus > 1 else ''}"
 
     @contextmanager
     def lock(self, warn: Callable[[str], None]) -> Iterator["RunDir"]:
@@ -124,7 +137,7 @@ class RunDir:
             message = f"run folder cannot be written: {error.strerror or error}"
             raise LorgnetteError(message, where=str(self.path), hint="check its permissions and the disk") from error
         try:
-            for folder in (self.path, self.checkpoints):
+            for folder in (self.path, self.checkpoints, self.rounds):
                 remove_leftovers(folder, _OWN)
             yield replace(self, lock_descriptor=descriptor)
         finally:

@@ -37,6 +37,7 @@ _PAUSE_SECONDS = 60
 _DISCARD_BYTES, _DISCARD_SECONDS = 8 * MAX_BODY_BYTES, 10
 """What is read of a body beyond the limit."""
 API_KEY_VARIABLE = "LORGNETTE_API_KEY"
+_EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
 _LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 _CONTENT_SECURITY_POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
@@ -101,6 +102,31 @@ class GuardSettings:
             if not _ORIGIN.fullmatch(origin.lower()):
                 hint = "write scheme, host and port: https://app.example"
                 raise UsageError(f"{origin!r} is not an origin", where="--cors", hint=hint)
+
+    @classmethod
+    def from_options(
+        cls, host: str, port: int, api_key: str, allow_host: str | Sequence[str] = (), cors: str | Sequence[str] = ()
+    ) -> "GuardSettings":
+        """Raises UsageError also for a server at every address of this machine that has no name for clients."""
+        names, origins = ([words] if isinstance(words, str) else words for words in (allow_host, cors))
+        guard = cls(host, port, api_key, allow_hosts=tuple(names), cors=tuple(origins))
+        if host in _EVERY_ADDRESS and not names:
+            hint = "the address that clients type, such as --allow-host 192.168.1.5"
+            raise UsageError("other machines need a name for this one", where=f"--host {host}", hint=hint)
+        return guard
+
+    @property
+    def address(self) -> str:
+        """Host and port as clients type them."""
+        if self.host not in _EVERY_ADDRESS:
+            return f"{_quote_address(self.host)}:{self.port}"
+        name = self.allow_hosts[0]
+        return name if split_host(name)[1] else f"{name}:{self.port}"
+
+    @property
+    def page_url(self) -> str:
+        """The page, with its token."""
+        return f"http://{self.address}/?token={self.token}"
 
     @cached_property
     def hosts(self) -> frozenset[str]:

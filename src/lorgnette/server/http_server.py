@@ -66,11 +66,6 @@ def _bind_socket(family: int, address: tuple[str | int, int]) -> socket.socket:
     raise AssertionError
 
 
-def format_address(host: str, port: int) -> str:
-    """Host and port as a URL has them."""
-    return f"{f'[{host}]' if ':' in host else host}:{port}"
-
-
 class HttpServer:
     """Answers on a port with an ASGI app, in a thread of its own, from `start` until `stop`.
 
