@@ -180,6 +180,8 @@ def test_a_data_file_without_answers(draw: Draw, photos: Path) -> None:
     (photos / "2.csv").write_text("image_path\nx/2.png\ny/3.png\n")
     images = read(photos / "2.csv")
     assert (list(images.names), images.folder, images.prompt) == (["x/2.png", "y/3.png"], photos, PROMPT)
+    (photos / "3.csv").write_text("image_path,caption\nx/2.png,\ny/3.png,\n")
+    assert list(read(photos / "3.csv").names) == ["x/2.png", "y/3.png"]
     (photos / "1.jsonl").write_text(
         '{"messages":[{"role":"user","content":"<image>How many?"}],"images":["x/1.png"]}\n'
     )

@@ -26,7 +26,7 @@ from lorgnette.data.download_journal import DATA_FILE, IMAGE_FOLDER
 from lorgnette.data.formats.columns import CAPTION_NAMES, IMAGE_NAMES, is_named
 from lorgnette.data.formats.records import RecordReader, list_formats
 from lorgnette.data.portable_records import ANY_PROMPT, to_record
-from lorgnette.data.row_location import ColumnChoice, ReadOptions, Row, RowCounter
+from lorgnette.data.row_location import EMPTY_CAPTION, ColumnChoice, ReadOptions, Row, RowCounter
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.atomic import atomic_folder
 from lorgnette.types import Example, Finding, Problem
@@ -144,7 +144,7 @@ def _read_rows(
         examples = [] if is_captions and is_empty else read(cells, location)
         is_question = needs_answer and any(example.turns[-1].role == "user" for example in examples)
         if is_captions and (is_empty or is_question):
-            raise LorgnetteError("the caption is empty", hint="write one, or remove the row")
+            raise LorgnetteError(EMPTY_CAPTION, hint="write one, or remove the row")
         return examples
 
     for record in records:

@@ -17,7 +17,8 @@ from lorgnette.io.image_signature import HEAD_BYTES, SUFFIXES, detect_image_form
 from lorgnette.io.parse import shorten
 from lorgnette.types import Example, Image, Problem
 
-"""The tutorial's prompt."""
+EMPTY_CAPTION = "the caption is empty"
+"""The fact about a row without a caption in a data set that has some. Its place is the image, if that is a file."""
 _MAX_MESSAGE = 500
 """Characters of a row's message: it may name a key or a text of any length."""
 Row = Example | Problem

@@ -15,7 +15,7 @@ from lorgnette import data
 from lorgnette.data.checks.near_duplicates import near_duplicate_groups
 from lorgnette.data.conversation import check_conversation
 from lorgnette.data.images import load_formats
-from lorgnette.data.row_location import Row, RowLocation
+from lorgnette.data.row_location import EMPTY_CAPTION, Row, RowLocation
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.folder_kind import find_folder_kind
 from lorgnette.io.parse import is_unicode
@@ -32,10 +32,11 @@ _DIGITS = re.compile(r"(\d+)")
 class ImageList:
     """N images. An image is known by its number, 0 … N−1.
 
-    source: what the user named. folder: what names are relative to. names: posix paths. broken: number → what is wrong
-    with its file, in words. copies: name of a file that is left out → number of the image with the same bytes.
-    prompt: the question about all of them. alike: number → the first image that looks like it, for all but the first of
-    each group; `find_look_alikes` fills it. remarks: what the user should know of the source.
+    source: what the user named, from the root. folder: what names are relative to, from the root. names: posix paths.
+    broken: number → what is wrong with its file, in words. copies: name of a file that is left out → number of the
+    image with the same bytes. prompt: the question about all of them. alike: number → the first image that looks like
+    it, for all but the first of each group; `find_look_alikes` fills it. remarks: what the user should know of the
+    source.
     """
 
     source: Path
@@ -91,6 +92,7 @@ def read_images(source: Path, prompt: str, *, keeps_shape: bool = False) -> Imag
     taught.
     """
     remarks: list[str] = []
+    shown, source = source, Path(os.path.abspath(source))
     if not source.is_dir() and source.exists() and not data.is_dataset(source):
         folder, paths = source.parent, [source]
     elif source.is_dir() and (paths := _list_folder(source)):
@@ -98,7 +100,7 @@ def read_images(source: Path, prompt: str, *, keeps_shape: bool = False) -> Imag
         if remark := _describe_captions(source):
             remarks.append(remark)
     elif source.is_dir() and not data.is_dataset(source):
-        raise _build_empty_error(source)
+        raise _build_empty_error(shown)
     else:
         folder, paths, prompt = _read_rows(source, prompt)
     firsts, copies = _leave_out_copies(paths)
@@ -159,7 +161,7 @@ def _read_rows(source: Path, prompt: str) -> tuple[Path, list[Path], str]:
     images, and for several questions."""
     rows, problems = list[Example](), list[Problem]()
     for row in data.read(source, prompt=prompt):
-        checked = row if isinstance(row, Problem) else _check_row(row, source)
+        checked = _check_row(row, source, prompt)
         rows += [checked] if isinstance(checked, Example) else []
         problems += [checked] if isinstance(checked, Problem) else []
     if problems:
@@ -178,9 +180,12 @@ def _read_rows(source: Path, prompt: str) -> tuple[Path, list[Path], str]:
     return folder, paths, next(iter(questions))
 
 
-def _check_row(row: Example, source: Path) -> Row:
-    """The row, or its problem. A damaged image is none: it has its place on the page. Raises UsageError for a row that
-    is no image with a question."""
+def _check_row(row: Row, source: Path, prompt: str) -> Row:
+    """The row, or its problem. An empty caption is none: it is what is asked for. A damaged image is none: it has its
+    place on the page. Raises UsageError for a row that is no image with a question."""
+    if isinstance(row, Problem):
+        is_usable = row.fact == EMPTY_CAPTION and row.where
+        return _build_row(Path(row.where), prompt, row.row) if is_usable else row
     if row.reference:
         command = format_command("teach", "IMAGES", "--captions", source)
         hint = f"name the folder of the images, and these as answers given before: {command}"

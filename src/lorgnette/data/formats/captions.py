@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from lorgnette.data import fields
 from lorgnette.data.conversation import merge_parts
-from lorgnette.data.row_location import RowLocation
+from lorgnette.data.row_location import EMPTY_CAPTION, RowLocation
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Image, Turn
 
@@ -63,7 +63,7 @@ def build_examples(
     texts = _list_texts(captions, name)
     if not texts:
         where = str(image.path)
-        raise LorgnetteError("the caption is empty", where=where, hint="write one, or remove the row")
+        raise LorgnetteError(EMPTY_CAPTION, where=where, hint="write one, or remove the row")
     examples = []
     for number, text in enumerate(texts, start=1):
         answer = location.trim_text(text)

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from lorgnette.data import fields
 from lorgnette.data.formats import captions
 from lorgnette.data.images import IMAGE_SUFFIXES
-from lorgnette.data.row_location import ReadOptions, RowLocation, UnclearColumnsError
+from lorgnette.data.row_location import EMPTY_CAPTION, ReadOptions, RowLocation, UnclearColumnsError
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example
 
@@ -118,7 +118,7 @@ class ColumnReader:
         if isinstance(texts, str) and "image_id" in record and _SEPARATOR in texts:
             texts = [text.strip() for text in texts.split(_SEPARATOR)]
         if not isinstance(value, str) and caption and not fields.has_content(texts):  # before the image is extracted
-            raise LorgnetteError("the caption is empty", hint="write one, or remove the row")
+            raise LorgnetteError(EMPTY_CAPTION, hint="write one, or remove the row")
         return captions.build_examples(
             location.resolve_image(value, repr(image), coco_id=coco_id),
             texts,

@@ -21,7 +21,7 @@ from lorgnette.data import fields
 from lorgnette.data.formats import captions, columns
 from lorgnette.data.formats.records import list_formats, read_record
 from lorgnette.data.image_resolver import check_member_name, read_member
-from lorgnette.data.row_location import ColumnChoice, ReadOptions, Row, RowCounter, RowLocation
+from lorgnette.data.row_location import EMPTY_CAPTION, ColumnChoice, ReadOptions, Row, RowCounter, RowLocation
 from lorgnette.data.text_files import decode_text, parse_json
 from lorgnette.errors import LorgnetteError, SourceError
 from lorgnette.io.image_signature import IMAGE_SUFFIXES
@@ -108,7 +108,7 @@ def _read_sample(sample: _Sample, location: RowLocation, choice: ColumnChoice) -
         _name_members(sample, [image_suffix, *([suffix] if suffix else []), *(["json"] if record else [])]),
     )
     if not fields.has_content(caption):  # before the image is extracted, so that an unusable sample leaves no file
-        raise LorgnetteError("the caption is empty", hint="write one, or remove the sample")
+        raise LorgnetteError(EMPTY_CAPTION, hint="write one, or remove the sample")
     image, name = location.extract_image(sample.images[image_suffix], image_suffix.rpartition(".")[2]), "the caption"
     return captions.build_examples(
         image, caption, location, name=name, id_=sample.key, context=context, unread_keys=unread_keys
