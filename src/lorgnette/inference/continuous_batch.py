@@ -4,7 +4,8 @@
 
 Rows have room for 512, 2048 or 8192 tokens. The rows of one room are in one KV cache with a fixed number of rows, so
 that CUDA graphs can be captured: 8 or 32 on a GPU. When more join they move into the cache with more rows, and back
-when few are left. A CPU needs no padding: there the number of rows is the next power of two.
+when few are left. A CPU needs no padding: there the number of rows is the next power of two. It computes steps on one core less
+than it has, because other threads read requests and write answers meanwhile.
 
 Base model and adapters answer in the same step: every row has a mask of the adapters' ranks (models/lora_linear.py).
 Where all rows are those of the only adapter, or of the base model, the step is the one of `generate_answers`.
@@ -13,6 +14,7 @@ A CUDA device computes the next step while the host reads the tokens of the last
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -22,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
-from lorgnette.device import copy_to_device
+from lorgnette.device import copy_to_device, leave_core_free
 from lorgnette.inference.generator import MAX_PREFILL_TOKENS, Generator, find_next_position
 from lorgnette.inference.kv_cache import CacheShape, KVCache
 from lorgnette.inference.loading import is_out_of_memory
@@ -333,7 +335,8 @@ class _RowPool:
         adapters = {answer.row.adapter for answer in self.answers.values()}
         needs_mask = adapters != {None} and (len(adapters) > 1 or self._num_adapters > 1)
         mask = self._cache.rank_mask if needs_mask else None
-        self._generator.decode_step(self._cache, self._pending, use_adapter=adapters != {None}, rank_mask=mask)
+        with nullcontext() if self._is_cuda else leave_core_free():
+            self._generator.decode_step(self._cache, self._pending, use_adapter=adapters != {None}, rank_mask=mask)
         self._pending = None
         for answer in self.answers.values():
             answer.length += 1

@@ -11,7 +11,14 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from lorgnette.inference.generator import Generator
-from lorgnette.inference.sampling import EOS_TOKENS, Sampler, SamplingParams, build_prediction
+from lorgnette.inference.sampling import (
+    EOS_TOKENS,
+    AnswerWatcher,
+    Sampler,
+    SamplingParams,
+    TokenCallback,
+    build_prediction,
+)
 from lorgnette.processing.processor import Processor
 from lorgnette.types import Encoded, Example, Prediction
 
@@ -26,10 +33,11 @@ def generate_answers(
     sampling: SamplingParams,
     adapter: str | None = None,
     on_progress: Callable[[int], None] = lambda count: None,
+    on_tokens: TokenCallback | None = None,
 ) -> Iterator[Prediction]:
     """The model's answer to every example's prompt, in order. adapter=None disables the adapter. on_progress(n) is
-    called after each batch of n examples. Out of memory, a batch is answered in halves. Raises LorgnetteError for an
-    unreadable image and for a prompt that is too long."""
+    called after each batch of n examples, on_tokens after every few tokens of a batch. Out of memory, a batch is
+    answered in halves. Raises LorgnetteError for an unreadable image and for a prompt that is too long."""
     eos_token_ids = [processor.tokenizer.control_tokens[name] for name in EOS_TOKENS]
     start, batch_size = 0, sampling.batch_size
     while start < len(examples):
@@ -37,12 +45,15 @@ def generate_answers(
         prompts = [processor.encode(example, add_generation_prompt=True) for example in batch]
         for error in generator.features.prepare(grid for prompt in prompts for grid in prompt.grids).values():
             raise error
-        sampler = Sampler(sampling, range(start, start + len(batch)), generator.device)
+        indices = range(start, start + len(batch))
+        sampler = Sampler(sampling, indices, generator.device)
+        watcher = AnswerWatcher(on_tokens, indices, eos_token_ids) if on_tokens else None
         answers: Tensor | None = None
         try:
             answers = generate_tokens(
-                generator, prompts, sampler, sampling.max_new_tokens, eos_token_ids, use_adapter=adapter is not None
-            )
+                generator, prompts, sampler, sampling.max_new_tokens, eos_token_ids, use_adapter=adapter is not None,
+                watcher=watcher,
+            )  # fmt: skip
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
@@ -52,7 +63,8 @@ def generate_answers(
             continue
         start += len(batch)
         probabilities = sampler.list_probabilities(len(batch))
-        for example, answer_ids, of_tokens in zip(batch, answers.tolist(), probabilities, strict=True):
+        rows = watcher.cut(answers.tolist()) if watcher else answers.tolist()
+        for example, answer_ids, of_tokens in zip(batch, rows, probabilities, strict=True):
             yield build_prediction(processor, example, answer_ids, adapter, of_tokens)
         on_progress(len(batch))
 
@@ -66,8 +78,12 @@ def generate_tokens(
     eos_token_ids: Sequence[int],
     *,
     use_adapter: bool,
+    watcher: AnswerWatcher | None = None,
 ) -> Int64[Tensor, "B N"]:
-    """The answers' token ids on the host, N <= max_new_tokens. An answer that has ended repeats its end token."""
+    """The answers' token ids on the host, N <= max_new_tokens. An answer that has ended repeats its last token.
+
+    watcher: is shown the answers at every check.
+    """
     cache = generator.prefill(prompts, max_new_tokens, use_adapter=use_adapter)
     device = generator.device
     eos = torch.tensor(eos_token_ids, dtype=torch.int64, device=device)
@@ -77,7 +93,10 @@ def generate_tokens(
         torch.where(has_ended, tokens[i - 1], sampler(logits, i), out=tokens[i])
         has_ended |= torch.isin(tokens[i], eos)
         is_last = i + 1 == max_new_tokens
-        if is_last or (i % CHECK_INTERVAL == CHECK_INTERVAL - 1 and bool(has_ended.all())):
+        is_check = i % CHECK_INTERVAL == CHECK_INTERVAL - 1
+        if watcher is not None and (is_check or is_last):
+            has_ended[watcher.show(tokens[: i + 1].T.tolist())] = True
+        if is_last or (is_check and bool(has_ended.all())):
             return tokens[: i + 1].T.cpu()
         logits = generator.decode_step(cache, tokens[i], use_adapter=use_adapter)
     return tokens[:0].T.cpu()

@@ -5,15 +5,23 @@ The inputs come from the processor that training uses, so prompt, chat template 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from lorgnette.data import load_image
-from lorgnette.inference.sampling import EOS_TOKENS, SamplingParams, build_prediction, compute_probabilities
+from lorgnette.inference.sampling import (
+    EOS_TOKENS,
+    AnswerWatcher,
+    SamplingParams,
+    TokenCallback,
+    build_prediction,
+    compute_probabilities,
+)
 from lorgnette.processing.processor import Processor
 from lorgnette.processing.tokenizer import ENDOFTEXT_TOKEN, IMAGE_TOKEN
 from lorgnette.types import Encoded, Example, Prediction
@@ -29,17 +37,19 @@ def generate_answers(
     sampling: SamplingParams,
     adapter: str | None = None,
     on_progress: Callable[[int], None] = lambda count: None,
+    on_tokens: TokenCallback | None = None,
 ) -> Iterator[Prediction]:
     """The model's answer to every example's prompt, in order. adapter=None disables the model's adapter. on_progress(n)
-    is called after each batch of n examples."""
+    is called after each batch of n examples, on_tokens after every token of a batch."""
     from peft import PeftModel
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, StoppingCriteriaList
 
     control_tokens, temperature = processor.tokenizer.control_tokens, sampling.temperature
+    eos_token_ids = [control_tokens[name] for name in EOS_TOKENS]
     sample = {"do_sample": True, "temperature": temperature, "top_p": sampling.top_p, "top_k": 0}
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
-        eos_token_id=[control_tokens[name] for name in EOS_TOKENS],
+        eos_token_id=eos_token_ids,
         pad_token_id=control_tokens[ENDOFTEXT_TOKEN],
         **({"do_sample": False} if temperature is None else sample),
     )
@@ -50,16 +60,31 @@ def generate_answers(
         prompts = [processor.encode(example, add_generation_prompt=True) for example in batch]
         inputs = _pad_batch(prompts, processor, next(model.parameters()).device)
         is_disabled = adapter is None and isinstance(model, PeftModel)
-        recorder = _ProbabilityRecorder()
+        recorder, num_prompt_tokens = _ProbabilityRecorder(), inputs["input_ids"].shape[1]
+        watcher = AnswerWatcher(on_tokens, range(start, start + len(batch)), eos_token_ids) if on_tokens else None
+        criteria = [partial(_find_ended, watcher, num_prompt_tokens)] if watcher else []
         with torch.inference_mode(), model.disable_adapter() if is_disabled else nullcontext():
             sequences = model.generate(
-                **inputs, generation_config=config, logits_processor=[recorder] if sampling.with_boxes else []
+                **inputs,
+                generation_config=config,
+                logits_processor=[recorder] if sampling.with_boxes else [],
+                stopping_criteria=StoppingCriteriaList(criteria),
             )
             probabilities = recorder.list_probabilities(sequences)
-        answers = sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        answers = sequences[:, num_prompt_tokens:].tolist()
+        answers = watcher.cut(answers) if watcher else answers
         for example, answer_ids, of_tokens in zip(batch, answers, probabilities, strict=True):
             yield build_prediction(processor, example, answer_ids, adapter, of_tokens)
         on_progress(len(batch))
+
+
+def _find_ended(
+    watcher: AnswerWatcher, num_prompt_tokens: int, input_ids: Int64[Tensor, "B T"], scores: object
+) -> Bool[Tensor, " B"]:
+    """A stopping criterion: whether the watcher's callback has ended each row. scores: not read."""
+    flags = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+    flags[watcher.show(input_ids[:, num_prompt_tokens:].tolist())] = True
+    return flags
 
 
 class _ProbabilityRecorder:

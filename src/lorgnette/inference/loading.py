@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from lorgnette.engine.loading import FastModel
     from lorgnette.inference.generator import Generator
-    from lorgnette.inference.sampling import SamplingParams
+    from lorgnette.inference.sampling import SamplingParams, TokenCallback
 
 DEFAULT_MODEL: str = Settings.model_fields["model"].default
 
@@ -79,14 +79,23 @@ class LoadedModel:
         *,
         adapter: str | None,
         on_progress: Callable[[int], None] = lambda count: None,
+        on_tokens: "TokenCallback | None" = None,
     ) -> Iterator[Prediction]:
         """Answer with the engine that holds the model. adapter=None disables the adapter."""
         from lorgnette.engine.loading import FastModel
         from lorgnette.inference import decode, hf_generate
 
         if isinstance(self.model, FastModel):
-            return decode.generate_answers(self._generator, self.processor, examples, sampling, adapter, on_progress)
-        return hf_generate.generate_answers(self.model, self.processor, examples, sampling, adapter, on_progress)
+            generator, processor = self._generator, self.processor
+            return decode.generate_answers(generator, processor, examples, sampling, adapter, on_progress, on_tokens)
+        return hf_generate.generate_answers(
+            self.model, self.processor, examples, sampling, adapter, on_progress, on_tokens
+        )
+
+    def release_memory(self) -> None:
+        """Free what is kept from answer to answer: KV caches and their CUDA graphs."""
+        if "_generator" in self.__dict__:
+            self._generator.drop_caches()
 
 
 @dataclass(frozen=True)
@@ -189,9 +198,14 @@ def explain_out_of_memory(hint: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        first_line = (str(error).strip() or "no details").splitlines()[0]
-        reason = first_line.partition(". GPU ")[0].rpartition("DefaultCPUAllocator: ")[2]
-        raise LorgnetteError(f"out of memory: {reason}", where="memory", hint=hint) from error
+        message = f"out of memory: {describe_out_of_memory(error)}"
+        raise LorgnetteError(message, where="memory", hint=hint) from error
+
+
+def describe_out_of_memory(error: BaseException) -> str:
+    """What torch says about the memory that it did not get, in one line."""
+    first_line = (str(error).strip() or "no details").splitlines()[0]
+    return first_line.partition(". GPU ")[0].rpartition("DefaultCPUAllocator: ")[2]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

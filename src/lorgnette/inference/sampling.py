@@ -5,7 +5,7 @@ sampling over the probabilities in descending order, with one uniform number per
 does not depend on the batch it is in, and the same seed gives other answers than transformers.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,8 @@ from lorgnette.processing.tokenizer import ENDOFTEXT_TOKEN, IM_END_TOKEN
 from lorgnette.types import Example, Prediction
 
 EOS_TOKENS = (IM_END_TOKEN, ENDOFTEXT_TOKEN)
+TokenCallback = Callable[[int, Sequence[int]], bool]
+"""(index of the example, the tokens of its answer so far, without an end token) → whether the answer goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,37 @@ class Sampler:
     def list_probabilities(self, num_rows: int) -> Sequence[Sequence[float] | None]:
         """The probability of every token that was picked, by row. None for each row if no boxes are expected."""
         return torch.stack(self._probabilities, 1).tolist() if self._probabilities else [None] * num_rows
+
+
+class AnswerWatcher:
+    """Shows the growing answers of a batch to a callback, and ends those that it does not want to go on.
+
+    lengths: row → the number of tokens of an answer that the callback has ended; what follows is not its own.
+    """
+
+    def __init__(self, on_tokens: TokenCallback, example_indices: Sequence[int], eos_token_ids: Sequence[int]) -> None:
+        """example_indices: of the rows."""
+        self.lengths: dict[int, int] = {}
+        self._on_tokens, self._indices, self._eos_token_ids = on_tokens, example_indices, frozenset(eos_token_ids)
+        self._has_ended: set[int] = set()
+
+    def show(self, answers: Sequence[Sequence[int]]) -> list[int]:
+        """Show the answers that were going on. answers: all tokens so far, by row. Returns all rows ended so far by the
+        callback."""
+        for row, ids in enumerate(answers):
+            if row in self._has_ended or row in self.lengths:
+                continue
+            end = next((i for i, token_id in enumerate(ids) if token_id in self._eos_token_ids), None)
+            goes_on = self._on_tokens(self._indices[row], ids[:end])
+            if end is not None:
+                self._has_ended.add(row)
+            elif not goes_on:
+                self.lengths[row] = len(ids)
+        return list(self.lengths)
+
+    def cut(self, answers: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+        """The answers without what follows where the callback ended them."""
+        return [ids[: self.lengths.get(row)] for row, ids in enumerate(answers)]
 
 
 def compute_probabilities(logits: Float32[Tensor, "B V"], tokens: Int64[Tensor, " B"]) -> Float32[Tensor, " B"]:

@@ -6,6 +6,7 @@ What an adapter is (rank, scale, adapted layers, base model) cannot change while
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from lorgnette.types import Example, Prediction
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lorgnette.inference.sampling import SamplingParams
+    from lorgnette.inference.sampling import SamplingParams, TokenCallback
 
 _MAX_NAMES = 8
 _ALWAYS_TOLD = ("model", "prompt", "image_size", "rank", "alpha")
@@ -168,18 +169,19 @@ class ContinuedModel(LoadedModel):
         *,
         adapter: str | None,
         on_progress: Callable[[int], None] = lambda count: None,
+        on_tokens: "TokenCallback | None" = None,
     ) -> Iterator[Prediction]:
         """As LoadedModel; adapter=None: of the initial adapter."""
+        generate = partial(super().generate_answers, examples, sampling, on_progress=on_progress, on_tokens=on_tokens)
         if adapter is not None:
-            yield from super().generate_answers(examples, sampling, adapter=adapter, on_progress=on_progress)
+            yield from generate(adapter=adapter)
             return
         from lorgnette.lora.peft_files import SavedAdapter
 
         trained = self.copy_adapter()
         self.load_adapter(SavedAdapter.load(self.initial_adapter).state)
         try:
-            name = self.initial_adapter.name
-            yield from super().generate_answers(examples, sampling, adapter=name, on_progress=on_progress)
+            yield from generate(adapter=self.initial_adapter.name)
         finally:
             self.load_adapter(trained)
 
