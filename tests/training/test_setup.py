@@ -224,7 +224,7 @@ def test_both_engines_train_the_same_adapter(prepare_run: PrepareRun, tmp_path: 
 
 def test_progress_counts_the_images_of_the_data_only() -> None:
     counts: list[int] = []
-    advance = limit_progress(lambda count, note="": counts.append(count), 30)
+    advance = limit_progress(30, lambda count, note="": counts.append(count))
     for count in (16, 15):
         advance(count)
     assert counts == [16, 14]

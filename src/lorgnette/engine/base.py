@@ -72,6 +72,9 @@ class Engine(Protocol):
     def compute_loss(self, batch: PackedBatch) -> Float[Tensor, ""]:
         """The same loss without dropout and gradient."""
 
+    def compute_label_losses(self, batch: PackedBatch) -> Float[Tensor, " R"]:
+        """Cross-entropy of every label, in fp32, without dropout."""
+
     def sync_weights(self) -> None:
         """Copy the parameters to where they are computed with. Call it after every optimizer step."""
 

@@ -65,7 +65,7 @@ class StaticInputs:
     a captured graph reads each new batch at the same addresses.
 
     x: [T, C] embeddings, as `batch.level_embeds` not in the buffer; loss: the output; graph: the captured forward and
-    backward, once there is one.
+    backward, once there is one. last_use: the number of the micro-batch that used them last.
     """
 
     def __init__(self, shape: BatchShape, decoder: Decoder, level_embeds: Float[Tensor, "K T C"] | None = None) -> None:
@@ -76,7 +76,7 @@ class StaticInputs:
         self.x = torch.zeros(shape.tokens, config.hidden_size, dtype=decoder.embed_tokens.dtype, device=device)
         self.loss = torch.zeros((), device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.num_uses = 0
+        self.num_uses = self.last_use = 0
         arrays = self._flatten(None)
         self._buffer = torch.zeros(len(join_arrays(arrays.values())), dtype=torch.int32, device=device)
         parts = dict(zip(arrays, split_array(self._buffer, map(len, arrays.values())), strict=True))

@@ -64,6 +64,7 @@ class FastEngine:
         self.eval_prefix_sharing = True
         self._dropout, self._recompute_layers = dropout, recompute_layers
         self._static_inputs: dict[BatchShape, StaticInputs] = {}
+        self._num_loads = 0
         self._level_embeds = allocate_levels(decoder, 0)
         self._graph_stream = self._open_graph_stream()
 
@@ -153,6 +154,8 @@ class FastEngine:
         if self._use_padding:
             matches = (inputs for shape, inputs in self._static_inputs.items() if shape.fits(exact))
             inputs = next(matches, None) or self._allocate_inputs(exact.pad())
+            self._num_loads += 1
+            inputs.last_use = self._num_loads
         else:
             inputs = StaticInputs(exact, self.decoder)
         inputs.copy_from(batch)
@@ -183,10 +186,10 @@ class FastEngine:
         return inputs
 
     def _allocate_inputs(self, shape: BatchShape) -> StaticInputs:
-        """New static inputs, in place of the oldest where there are `MAX_GRAPHS`."""
+        """New static inputs, where there are `MAX_GRAPHS` in place of those that were not used for longest."""
         inputs = StaticInputs(shape, self.decoder, self._share_levels(shape.tokens))
         if len(self._static_inputs) == MAX_GRAPHS:
-            self._static_inputs.pop(next(iter(self._static_inputs)))
+            self._static_inputs.pop(min(self._static_inputs, key=lambda shape: self._static_inputs[shape].last_use))
         self._static_inputs[shape] = inputs
         return inputs
 

@@ -82,14 +82,20 @@ class ReferenceEngine:
         with refuse_oom_of_shards(self.shards, len(batch.input_ids)):
             return self.compute_weighted_loss(batch)
 
+    def compute_label_losses(self, batch: PackedBatch) -> Float[Tensor, " R"]:
+        """As Engine.compute_label_losses; autograd may differentiate them."""
+        self.model.eval()
+        with refuse_oom_of_shards(self.shards, len(batch.input_ids)):
+            return self._compute_label_losses(batch)
+
     def sync_weights(self) -> None:
         """Does nothing: the optimizer updates PEFT's own parameters."""
 
     def compute_weighted_loss(self, batch: PackedBatch) -> Float[Tensor, ""]:
-        return (self.compute_label_losses(batch) * self._to_device(batch.label_weights)).sum()
+        return (self._compute_label_losses(batch) * self._to_device(batch.label_weights)).sum()
 
-    def compute_label_losses(self, batch: PackedBatch) -> Float[Tensor, " R"]:
-        """Cross-entropy of every label, in fp32."""
+    def _compute_label_losses(self, batch: PackedBatch) -> Float[Tensor, " R"]:
+        """Cross-entropy of every label, in fp32, with dropout if the model is in training mode."""
         # bf16 weights with fp32 adapters, PEFT's default pairing, are computed in bf16.
         half = self.dtype != torch.float32
         context: AbstractContextManager[object]

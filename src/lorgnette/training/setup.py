@@ -80,12 +80,14 @@ def build_training(
     timer: StageTimer,
     terminal: Terminal,
     world: World = World(),
+    on_image: ProgressCallback = lambda count, note="": None,
 ) -> TrainingSetup:
     """Load the weights, add the adapter and encode the images.
 
     resume_from: a checkpoint's folder; without one, training starts from `settings.adapter`, if set. extra_grids:
-    images to encode that are not in the data. Every rank of the world calls this, and encodes its share of the images.
-    Raises LorgnetteError for broken files, UsageError if engine=fast cannot train this model.
+    images to encode that are not in the data. on_image: is told of encoded images, as the terminal is. Every rank of
+    the world calls this, and encodes its share of the images. Raises LorgnetteError for broken files, UsageError if
+    engine=fast cannot train this model.
     """
     engine, reason = select_engine(settings, data.checkpoint.load_hf_config(), on_gpu=device.type == "cuda")
     terminal.print(f"engine     {engine}{f' ({reason})' if reason else ''}")
@@ -99,7 +101,7 @@ def build_training(
             world.status.phase("images"),
             terminal.show_progress("images", num_images) as show,
         ):
-            advance = limit_progress(show, num_images)
+            advance = limit_progress(num_images, show, on_image)
             on_progress = world.share_progress(f"images on {world.machine}", advance)
             errors = features.prepare(grids, on_progress=on_progress, world=world)
             advance(num_images)  # what other ranks have made since this one was done
@@ -197,15 +199,16 @@ def _open_disk_cache(
     return open_exchange(parse_configs(checkpoint.load_hf_config())[1].feature_width, dtype, world)
 
 
-def limit_progress(advance: ProgressCallback, total: int) -> ProgressCallback:
-    """Counts at most `total`: images that are not in the data come on top."""
+def limit_progress(total: int, *callbacks: ProgressCallback) -> ProgressCallback:
+    """Counts at most `total` for the callbacks: images that are not in the data come on top."""
     left = total
 
     def advance_at_most(count: int, note: str = "") -> None:
         nonlocal left
         count = min(count, left)
         left -= count
-        advance(count, note)
+        for advance in callbacks:
+            advance(count, note)
 
     return advance_at_most
 

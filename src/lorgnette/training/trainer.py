@@ -38,6 +38,14 @@ MAX_TOKENS = "max_tokens_per_microbatch"
 """Its key in a checkpoint: a resumed run keeps it, since PEFT draws a dropout mask for every micro-batch."""
 
 
+class NotFiniteError(LorgnetteError):
+    """A loss or gradient that is not finite. rows: of the step, as indices of the examples."""
+
+    def __init__(self, message: str, rows: Sequence[int], *, where: str, hint: str) -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.rows = tuple(rows)
+
+
 @dataclass(frozen=True, slots=True)
 class StepReport:
     """One training record of the log.
@@ -428,11 +436,13 @@ class Trainer:
             hint = "resume from the checkpoint before; if it happens again, test the memory of these GPUs"
             raise LorgnetteError(message, where=f"other numbers than most ranks: {', '.join(others)}", hint=hint)
 
-    def _build_not_finite_error(self, loss: float, norm: float) -> LorgnetteError:
-        rows = [self.sampler.examples[i].example.where for i in self.sampler.select(self.step)]
+    def _build_not_finite_error(self, loss: float, norm: float) -> NotFiniteError:
+        indices = self.sampler.select(self.step)
+        rows = [self.sampler.examples[i].example.where for i in indices]
         more = f"; and {len(rows) - MAX_ROWS_IN_ERROR} more" if len(rows) > MAX_ROWS_IN_ERROR else ""
-        return LorgnetteError(
+        return NotFiniteError(
             f"step {self.step + 1}: loss {loss}, gradient norm {norm}: not finite, the step was skipped",
+            indices,
             where=f"its rows: {'; '.join(rows[:MAX_ROWS_IN_ERROR])}{more}",
             hint="check these rows with `lorgnette check`; try a lower train.learning_rate or dtype=float32",
         )
