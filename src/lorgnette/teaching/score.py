@@ -16,7 +16,7 @@ Pure functions: they read no clock and no file.
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from statistics import fmean, median
@@ -166,7 +166,7 @@ class Score:
     """The score of a journal. All sequences are in the order of the answers.
 
     outcomes: of the counted answers. blind_outcomes: of the answers written without their suggestion. rounds: finished
-    ones. agreements: one for each reviewer.
+    ones. agreements: one for each reviewer. answers: image → its present answer.
     """
 
     outcomes: tuple[Outcome, ...] = ()
@@ -174,6 +174,7 @@ class Score:
     rounds: tuple[RoundDone, ...] = ()
     agreements: tuple[Agreement, ...] = ()
     blind: BlindComparison | None = None
+    answers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def taken(self) -> tuple[bool, ...]:
@@ -358,6 +359,7 @@ def compute_score(events: Iterable[Event]) -> Score:
         tuple(rounds),
         _compare_reviews(replay),
         _compare_blind(replay),
+        replay.answers,
     )
 
 

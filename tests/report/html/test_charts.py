@@ -5,6 +5,7 @@ import pytest
 from lorgnette.report.html.charts import (
     MAX_CSV_ROWS,
     MAX_POINTS,
+    Axis,
     Curve,
     build_charts,
     build_overlay,
@@ -142,3 +143,16 @@ def test_only_a_long_loss_is_smoothed() -> None:
 )
 def test_numbers_are_short(value: float, text: str) -> None:
     assert format_number(value) == text
+
+
+def test_a_band_goes_along_the_upper_bounds_and_back_along_the_lower_ones() -> None:
+    curve = Curve("share", [(0, 50.0), (10, 100.0)], band=[(25.0, 75.0), (50.0, 100.0)])
+    axis = Axis("answer", "answer")
+    [chart] = build_overlay("share", [curve], axis=axis, y_limits=(0, 100))
+    assert chart.lines[0].area == "M0.0 250.0L1000.0 0.0L1000.0 500.0L0.0 750.0"
+    assert chart.y_range == (0, 100)
+    assert chart.script_data["word"] == "answer"
+    assert chart.description == "share 50 at answer 0, 100 at answer 10"
+    assert tabulate_charts([chart]).header == ["answer", "share"]
+    [other] = build_charts([Curve("loss", [(0, 1.0), (1, 2.0)])])
+    assert (other.lines[0].area, other.axis.name, tabulate_charts([other]).header[0]) == ("", "optimizer step", "step")

@@ -30,10 +30,10 @@ const connectChart = (figure, chart) => {
     cross.hidden = false;
     cross.style.left = `${100 * (x - chart.x[0]) / (chart.x[1] - chart.x[0])}%`;
     cross.replaceChildren();
-    const parts = [`step ${formatNumber(x)}`];
+    const parts = [`${chart.word} ${formatNumber(x)}`];
     for (const line of chart.lines) {
       const [step, value] = line.points[findNearest(line.points, x)];
-      parts.push(`${line.name} ${formatNumber(value)}` + (step === x ? "" : ` (step ${formatNumber(step)})`));
+      parts.push(`${line.name} ${formatNumber(value)}` + (step === x ? "" : ` (${chart.word} ${formatNumber(step)})`));
       if (step !== x) continue;
       const dot = document.createElement("i");
       dot.className = `color${line.color}`;

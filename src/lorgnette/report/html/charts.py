@@ -36,11 +36,24 @@ Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
+class Axis:
+    """What stands on the x axis: optimizer steps, or something else. word: for one value of it."""
+
+    name: str = "optimizer step"
+    word: str = "step"
+
+
+_STEPS = Axis()
+
+
+@dataclass(frozen=True, slots=True)
 class Curve:
-    """points: (step, value), by step. "eval loss" is drawn in the chart of "loss"."""
+    """points: (step, value), by step. "eval loss" is drawn in the chart of "loss". band: the interval of each point;
+    empty: none is drawn."""
 
     name: str
     points: Points
+    band: Sequence[Range] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +64,8 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class ChartLine:
-    """path: all points; smooth: running mean of a long loss; dots: each point, if there are few."""
+    """path: all points; smooth: running mean of a long loss; dots: each point, if there are few; area: around the
+    intervals of all points, if they have some."""
 
     name: str
     color: int
@@ -59,6 +73,7 @@ class ChartLine:
     smooth: str
     dots: str
     points: Points
+    area: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +89,13 @@ class Chart:
     y_range: Range
     y_name: str = ""
     mark: Tick | None = None
+    axis: Axis = _STEPS
 
     @property
     def script_data(self) -> dict[str, Any]:
         """For the crosshair."""
         lines = [{"name": line.name, "color": line.color, "points": line.points} for line in self.lines]
-        return {"x": self.x_range, "y": self.y_range, "lines": lines}
+        return {"x": self.x_range, "y": self.y_range, "lines": lines, "word": self.axis.word}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +130,17 @@ def build_charts(curves: Sequence[Curve], best: tuple[str, float] | None = None)
     ]
 
 
-def build_overlay(name: str, curves: Sequence[Curve], best_step: float | None = None) -> list[Chart]:
+def build_overlay(
+    name: str,
+    curves: Sequence[Curve],
+    best_step: float | None = None,
+    *,
+    axis: Axis = _STEPS,
+    y_limits: Range | None = None,
+) -> list[Chart]:
     """One chart of all curves, or none if no curve has a finite point. Empty curves keep their color unused.
 
-    best_step: the step to mark.
+    best_step: the step to mark. y_limits: values that the y axis has in any case.
     """
     points_by_curve = [[point for point in curve.points if all(map(math.isfinite, point))] for curve in curves]
     finite = [(i, curves[i], points) for i, points in enumerate(points_by_curve) if points]
@@ -125,15 +148,15 @@ def build_overlay(name: str, curves: Sequence[Curve], best_step: float | None = 
         return []
     xs, ys = zip(*(point for _, _, points in finite for point in points), strict=True)
     x_range = (min(xs), max(xs)) if min(xs) < max(xs) else (min(xs) - 1, max(xs) + 1)
-    y_range, y_values = _choose_y_ticks(min(ys), max(ys))
-    description = "; ".join(_describe_curve(curve, points) for _, curve, points in finite)
-    lines = [_build_line(name, curve.name, i, points, x_range, y_range) for i, curve, points in finite]
+    y_range, y_values = _choose_y_ticks(min(*ys, *(y_limits or ys)), max(*ys, *(y_limits or ys)))
+    description = "; ".join(_describe_curve(curve, points, axis.word) for _, curve, points in finite)
+    lines = [_build_line(name, curve, i, points, x_range, y_range) for i, curve, points in finite]
     x_ticks, y_ticks = _build_ticks(_choose_x_ticks(*x_range), x_range), _build_ticks(y_values, y_range)
     mark = None
     if best_step is not None and x_range[0] <= best_step <= x_range[1]:
         mark = Tick(_compute_percent(best_step, x_range), f"best: step {format_number(best_step)}")
         description += f"; {mark.text}"
-    return [Chart(name, description, lines, x_ticks, y_ticks, x_range, y_range, Y_NAMES.get(name, ""), mark)]
+    return [Chart(name, description, lines, x_ticks, y_ticks, x_range, y_range, Y_NAMES.get(name, ""), mark, axis)]
 
 
 def tabulate_charts(charts: Sequence[Chart]) -> Table:
@@ -149,7 +172,7 @@ def tabulate_charts(charts: Sequence[Chart]) -> Table:
     steps = sorted({step for points in values for step in points})
     steps = steps[:: math.ceil(len(steps) / MAX_CSV_ROWS) or 1]
     rows = [[f"{step:g}", *(f"{points[step]:.6g}" if step in points else "" for points in values)] for step in steps]
-    return Table(["step", *header], rows)
+    return Table([charts[0].axis.word if charts else _STEPS.word, *header], rows)
 
 
 def format_number(value: float) -> str:
@@ -169,17 +192,17 @@ def _format_with_exponent(value: float) -> str:
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}".replace("-", "−")
 
 
-def _describe_curve(curve: Curve, points: Points) -> str:
+def _describe_curve(curve: Curve, points: Points, word: str) -> str:
     (first_x, first_y), (last_x, last_y) = points[0], points[-1]
     num_dropped = len(curve.points) - len(points)
     name = LINE_NAMES.get(curve.name, curve.name)
-    text = f"{name} {format_number(first_y)} at step {format_number(first_x)}"
+    text = f"{name} {format_number(first_y)} at {word} {format_number(first_x)}"
     if len(points) > 1:
-        text += f", {format_number(last_y)} at step {format_number(last_x)}"
+        text += f", {format_number(last_y)} at {word} {format_number(last_x)}"
     return text + (f", {num_dropped} not finite and not drawn" if num_dropped else "")
 
 
-def _build_line(chart_name: str, name: str, index: int, points: Points, xs: Range, ys: Range) -> ChartLine:
+def _build_line(chart_name: str, curve: Curve, index: int, points: Points, xs: Range, ys: Range) -> ChartLine:
     thinned = _thin_points(points)
     # Only a loss is noise around a trend. A smoothed learning rate or gradient norm would show values that never were.
     is_smoothed = "loss" in chart_name and len(points) >= MIN_SMOOTHED_POINTS
@@ -187,9 +210,17 @@ def _build_line(chart_name: str, name: str, index: int, points: Points, xs: Rang
     # Lines of length 0 with round caps: dots that stay round in a stretched box.
     few = points if len(points) <= MAX_DOTS else []
     dots = "".join("M{} {}h0".format(*_to_box(point, xs, ys)) for point in few)
-    return ChartLine(
-        LINE_NAMES.get(name, name), index % NUM_COLORS + 1, _build_path(thinned, xs, ys), smooth, dots, thinned
-    )
+    name, color = LINE_NAMES.get(curve.name, curve.name), index % NUM_COLORS + 1
+    return ChartLine(name, color, _build_path(thinned, xs, ys), smooth, dots, thinned, _build_area(curve, xs, ys))
+
+
+def _build_area(curve: Curve, xs: Range, ys: Range) -> str:
+    """Along the upper bounds and back along the lower ones."""
+    if not curve.band:
+        return ""
+    bounds = [(x, low, high) for (x, _), (low, high) in zip(curve.points, curve.band, strict=True)]
+    bounds = bounds[:: math.ceil(len(bounds) / MAX_POINTS)]
+    return _build_path([(x, high) for x, _, high in bounds] + [(x, low) for x, low, _ in reversed(bounds)], xs, ys)
 
 
 def _to_box(point: tuple[float, float], xs: Range, ys: Range) -> tuple[str, str]:
