@@ -244,11 +244,11 @@ def test_an_image_that_is_gone_and_an_empty_journal_leave_a_page(
     assert "Curve" not in text
 
 
-def test_next_steps_need_an_adapter_for_what_asks_it(tmp_path: Path, images: ImageList) -> None:
+def test_next_steps_need_an_adapter_for_what_asks_it(tmp_path: Path) -> None:
     run = tmp_path / "a run"
-    assert [command.split()[1] for _, command in list_next_steps(run, images)] == ["teach", "teach"]
+    assert [command.split()[1] for _, command in list_next_steps(run)] == ["teach", "teach"]
     (run / "adapter").mkdir(parents=True)
-    commands = [command for _, command in list_next_steps(run, images)]
+    commands = [command for _, command in list_next_steps(run)]
     assert [command.split()[1] for command in commands] == ["predict", "serve", "verify", "teach", "teach"]
     assert all(f"'{run}'" in command for command in commands)
 

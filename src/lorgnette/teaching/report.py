@@ -152,7 +152,7 @@ def write_report(
         has_blind=score.blind is not None,
         answer_sections=labels,
         rounds=rounds,
-        next_steps=next_steps or list_next_steps(run, images),
+        next_steps=next_steps or list_next_steps(run),
         files=[
             (f"{name}/" if (run / name).is_dir() else name, _FILES[name]) for name in _FILES if (run / name).exists()
         ],
@@ -160,15 +160,14 @@ def write_report(
     )
 
 
-def list_next_steps(run: Path, images: ImageList) -> list[tuple[str, str]]:
+def list_next_steps(run: Path) -> list[tuple[str, str]]:
     """(purpose, command) of what a person can do with a taught run; what needs an adapter only if it has one."""
-    teach = ("teach", images.source, "--run", run)
     steps = [
         ("Ask it about another image, beside the model before", ("predict", "IMAGE", "--adapter", run, "--both")),
         ("Ask both on a page, or from another program", ("serve", run)),
         ("Check that plain transformers + PEFT give the same output", ("verify", run)),
-        ("Go on teaching", teach),
-        ("Let somebody look at the answers again", (*teach, "--review", "NAME")),
+        ("Go on teaching", ("teach", run)),
+        ("Let somebody look at the answers again", ("teach", run, "--review", "NAME")),
     ]
     has_adapter = (run / "adapter").is_dir()
     return [(purpose, format_command(*words)) for purpose, words in steps if has_adapter or words[0] == "teach"]

@@ -150,7 +150,7 @@ def test_a_band_goes_along_the_upper_bounds_and_back_along_the_lower_ones() -> N
     axis = Axis("answer", "answer")
     [chart] = build_overlay("share", [curve], axis=axis, y_limits=(0, 100))
     assert chart.lines[0].area == "M0.0 250.0L1000.0 0.0L1000.0 500.0L0.0 750.0"
-    assert chart.y_range == (0, 100)
+    assert chart.y_range == (0.0, 100.0)
     assert chart.script_data["word"] == "answer"
     assert chart.description == "share 50 at answer 0, 100 at answer 10"
     assert tabulate_charts([chart]).header == ["answer", "share"]
