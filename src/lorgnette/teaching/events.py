@@ -32,7 +32,7 @@ class BaseEvent:
     def to_json(self) -> str:
         """The event's line, without its end. A name that is not UTF-8 keeps its bytes, escaped."""
         record = asdict(self)
-        values = {"t": round(record.pop("t"), 3), "event": EVENT_NAMES[type(self)], **record}
+        values = {"t": record.pop("t"), "event": EVENT_NAMES[type(self)], **record}
         return json.dumps(values, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,22 +1,70 @@
-"""The state of a `teach` run, between the page, the journal and the thread that owns the model."""
+"""The state of a `teach` run, between the page, the journal and the thread that owns the model.
 
+    page ── answer, skip, undo, … ──▶ Session ── append ──▶ journal.jsonl ──▶ RunState
+    page ◀── view ── Session ◀── suggestions, rounds ── device thread ◀── next_job ── Session
+
+What the page may see is in the journal before: a suggestion's event is on the disk before a view has its text. Only a
+text that still grows is shown earlier; nobody can answer it before its event. captions.csv follows from the journal,
+and is written again after each change. Knows nothing about HTTP and models.
+"""
+
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+import numpy as np
+from jaxtyping import Float32
+
+from lorgnette.data.images import read_image_size
+from lorgnette.errors import LorgnetteError
+from lorgnette.report.manifest import hash_image
 from lorgnette.report.run_dir import RunDir
-from lorgnette.teaching.events import Event
+from lorgnette.server.api_errors import ApiError
+from lorgnette.teaching import notices
+from lorgnette.teaching.answer_text import clean_answer, find_label
+from lorgnette.teaching.events import (
+    Answered,
+    Event,
+    FailureKind,
+    Finished,
+    Mended,
+    Opened,
+    Reviewed,
+    RoundBegun,
+    RoundDone,
+    RoundFailed,
+    Skipped,
+    Suggested,
+    Undone,
+)
+from lorgnette.teaching.image_order import LOW_QUEUE, MAX_QUEUED, ImageQueue, shuffle
 from lorgnette.teaching.images import ImageList
 from lorgnette.teaching.journal import Journal
+from lorgnette.teaching.notices import Notice
+from lorgnette.teaching.run_files import write_captions, write_round, write_suggestions
+from lorgnette.teaching.run_state import RunState, compute_digest
+from lorgnette.teaching.score import Score, compute_score
+
+if TYPE_CHECKING:
+    from lorgnette.teaching.learner import ModelSuggestion, RoundResult
 
 Order = Literal["shuffled", "hardest"]
+_MAX_HISTORY = 8
+_STREAM_SECONDS = 1.0
+"""A suggestion that takes longer is shown while it grows."""
+_RETRY_SECONDS = 2.0
+"""Between two tries to write to a full disk."""
+_MAX_SECONDS = 86_400.0
+_MAX_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """model: its title. given: image's name → an answer from before the run. every: answers between two rounds after the
-    first two. blind: every so manyth image is shown without its suggestion; 0: none. reviewer: who reviews; None: no
-    review. commands: what the user can run afterwards. write_report: called with all events at the end.
+    """model: its title. given: image's name → an answer from before the run. every: answers between two rounds after
+    the first two. blind: every so manyth image is shown without its suggestion; 0: none. reviewer: who reviews; None:
+    no review. commands: what the user can run afterwards. write_report: called with all events at the end.
     """
 
     model: str
@@ -33,54 +81,906 @@ class SessionOptions:
     write_report: Callable[[Sequence[Event]], None] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SuggestJob:
+    """Suggest for these images. current: the person waits for the one image; queue: they come soon; rest: they have no
+    answer at the end. tuned: with the adapter."""
+
+    images: tuple[int, ...]
+    purpose: Literal["current", "queue", "rest"]
+    tuned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RoundJob:
+    """Train on these answers: (image's number, text), in this order. digest: of their names and texts."""
+
+    number: int
+    answers: tuple[tuple[int, str], ...]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class FinishJob:
+    """Write what a finished run has."""
+
+
+Job = SuggestJob | RoundJob | FinishJob
+
+
+@dataclass(eq=False, slots=True)
+class _Ending:
+    """The end of a run, in work. rest: images to caption; None: not listed yet. texts: image → (text, surety)."""
+
+    start: float
+    has_tried_round: bool = False
+    rest: list[int] | None = None
+    num_rest: int = 0
+    texts: dict[int, tuple[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    text: str
+    start: float
+    done: int = 0
+    total: int = 0
+
+    def to_view(self) -> dict[str, Any]:
+        seconds = _count_seconds(self.start)
+        return {"text": self.text, "seconds": seconds, "done": self.done, "total": self.total}
+
+
+@dataclass(frozen=True, slots=True)
+class _RunningRound:
+    number: int
+    answers: int
+    start: float
+    step: int = 0
+    total: int = 0
+
+    def to_view(self) -> dict[str, Any]:
+        values = {"number": self.number, "answers": self.answers, "seconds": _count_seconds(self.start)}
+        return {**values, "step": self.step, "total": self.total}
+
+
 class Session:
     """Safe for several threads. A method that changes something returns the version of the state after it.
 
     Methods for the page raise ApiError: 409 "other_tab" from a tab that is no longer the newest, 409 "stale" for an id
-    that is not current, 400 for a text that is no answer, 500 "disk" if the journal cannot be written.
+    that is not current, 400 for a text that is no answer, 500 "disk" if the journal cannot be written. The same request
+    once more changes nothing and is no error.
+
+    remarks: what the user should know of the start, such as images that changed or are gone.
     """
 
     def __init__(self, journal: Journal, images: ImageList, options: SessionOptions, run_dir: RunDir) -> None:
-        """Replay the journal. Raises LorgnetteError if the run's files cannot be written."""
-        raise NotImplementedError
+        """Read the run's events and go on behind them. Raises LorgnetteError if the run's files cannot be written, for
+        events that do not fit together, and for a given answer that is no answer."""
+        self._journal, self._images, self._options, self.run_dir = journal, images, options, run_dir
+        self._changed = threading.Condition(threading.RLock())  # guards everything below
+        self._version = 1
+        self._tab: str | None = None
+        self._is_closed = False
+        self._model: Literal["loading", "ready", "failed"] = "loading"
+        self._progress: _Progress | None = _Progress(f"Reading {options.model}", time.monotonic())
+        self._notice: Notice | None = None
+        self._broken = dict(images.broken)
+        self._shas: dict[int, str] = {}
+        self._sizes: dict[int, tuple[int, int]] = {}
+        self._drafts: dict[str, str] = {}
+        self._taken_fields: set[str] = set()  # ids: the person writes, and no suggestion may come
+        self._unsuggested: set[int] = set()  # images for which the model failed
+        self._stream: tuple[str, str] | None = None  # (id, the text so far)
+        self._job_start = 0.0
+        self._round: _RunningRound | None = None
+        self._model_round, self._model_digest = 0, ""  # of the model in memory
+        self._is_round_wanted = self._is_round_first = False
+        self._ending: _Ending | None = None
+        self._is_finished = False
+        self._unwritten: list[Event] = []  # that the disk did not take
+        self._has_write_failed = False
+        self._state = RunState(options.every, journal.events)
+        self._num_spared = len(self._state.spared)
+        self._score, self._score_size = compute_score(journal.events), len(journal.events)
+        self._queue = ImageQueue(
+            len(images), options.seed, self._broken, use_hardest=options.order == "hardest"
+        )  # fmt: skip
+        self._used = self._list_used()
+        self._to_review = self._list_to_review()
+        self.remarks = self._check_images()
+        with self._changed:
+            self._begin()
 
-    remarks: list[str]
-    """What the user should know of the start: images that changed or are gone."""
+    # What the page asks for.
 
     def view(self, tab: str) -> dict[str, Any]:
-        raise NotImplementedError
+        """The state as the page shows it to this tab."""
+        with self._changed:
+            if self._tab is None:
+                self._tab = tab
+            id, good, next_image = self._current_id, self._state.good_round, self._find_next_image()
+            return {
+                "version": self._version,
+                "tab": "own" if tab == self._tab else "other",
+                "phase": "finishing" if self._ending else "finished" if self._is_finished else self._model,
+                "model": self._options.model,
+                "prompt": self._options.prompt,
+                "progress": None if self._progress is None else self._progress.to_view(),
+                "tuned_on": good.answers if good is not None and self._model_round else 0,
+                "round": None if self._round is None else self._round.to_view(),
+                "notice": None if self._notice is None else self._notice.to_view(),
+                "current": None if id is None else self._view_current(id),
+                "next_image": next_image,
+                "counts": self._count(),
+                "labels": list(self._options.labels),
+                "history": self._view_history(),
+                "score": self._compute_score().to_view(),
+                "files": self._view_files(),
+                "commands": list(self._options.commands),
+            }
 
     def wait_for_change(self, version: int, timeout: float) -> int:
         """Wait until the state is newer than `version`, at most `timeout` seconds. Returns its version."""
-        raise NotImplementedError
+        with self._changed:
+            self._changed.wait_for(lambda: self._version > version or self._is_closed, timeout)
+            return self._version
 
     def claim(self, tab: str) -> int:
-        raise NotImplementedError
+        """From now on this tab alone may change something."""
+        with self._changed:
+            if tab != self._tab:
+                self._tab = tab
+                self._bump()
+            return self._version
 
     def answer(self, tab: str, id: str, text: str, keys: int, seconds: float) -> int:
-        raise NotImplementedError
+        """Take the answer, or in a review the second opinion, and show the next image.
+
+        keys: how many were pressed. seconds: since the image was shown.
+        """
+        with self._changed:
+            self._require_tab(tab)
+            text = self._clean(text)
+            if id != self._current_id:
+                deed = self._state.deeds.get(id)
+                return self._version if deed is not None and deed.text == text else _refuse_stale(id)
+            suggested = self._state.suggested[id]
+            if problem := self._find_problem(suggested):
+                raise ApiError(409, f"The image cannot be read: {problem}. Skip it.", code="broken")
+            seconds = min(max(seconds, 0.0), _MAX_SECONDS)
+            events, now = list[Event](), _read_clock()
+            if self._stream is not None and self._stream[0] == id:
+                suggested = self._complete_text(suggested, self._stream[1], None)
+                events.append(suggested)
+            if self._options.reviewer is not None:
+                reviewer = self._options.reviewer
+                events.append(Reviewed(t=now, id=id, text=text, reviewer=reviewer, seconds=seconds))
+            else:
+                counts = self._may_count(suggested)
+                events.append(Answered(t=now, id=id, text=text, seconds=seconds, keys=max(keys, 0), counts=counts))
+            self._act(events, id, text)
+            return self._version
 
     def skip(self, tab: str, id: str) -> int:
-        raise NotImplementedError
+        """Leave the image out, and show the next."""
+        with self._changed:
+            self._require_tab(tab)
+            if id != self._current_id:
+                deed = self._state.deeds.get(id)
+                return self._version if deed is not None and deed.kind == "skipped" else _refuse_stale(id)
+            problem = self._find_problem(self._state.suggested[id])
+            reason = f"broken: {problem}" if problem else "user"
+            self._act([Skipped(t=_read_clock(), id=id, reason=reason)], id)
+            return self._version
 
     def undo(self, tab: str) -> int:
-        raise NotImplementedError
+        """Take back the last answer, review or skip: its image is shown again, with the answer as the draft."""
+        with self._changed:
+            self._require_tab(tab)
+            id = next((id for id in reversed(self._state.deeds) if self._may_undo(id)), None)
+            if id is None:
+                raise ApiError(409, "There is nothing to take back.", code="nothing")
+            deed = self._state.deeds[id]
+            self._try_write([Undone(t=_read_clock(), id=id)])
+            if deed.kind != "skipped":
+                self._drafts[id] = deed.text
+            self._stream = None
+            self._tell_deed()
+            return self._version
 
     def mend(self, tab: str, id: str, text: str) -> int:
-        raise NotImplementedError
+        """Replace an earlier answer."""
+        with self._changed:
+            self._require_tab(tab)
+            text, deed = self._clean(text), self._state.deeds.get(id)
+            if deed is None or deed.kind == "skipped":
+                return _refuse_stale(id)
+            if self._state.answers.get(self._state.suggested[id].image) != text:
+                self._try_write([Mended(t=_read_clock(), id=id, text=text)])
+                self._tell_deed()
+            return self._version
 
     def draft(self, tab: str, id: str, text: str) -> int:
-        raise NotImplementedError
+        """Keep what stands in the field, for a reload. A suggestion that comes later does not replace it."""
+        with self._changed:
+            self._require_tab(tab)
+            if id == self._current_id and self._drafts.get(id) != text:
+                self._drafts[id] = text
+                if self._state.suggested[id].text is None:  # no longer waiting
+                    self._bump()
+            return self._version
 
     def stop_text(self, tab: str, id: str) -> int:
-        raise NotImplementedError
+        """Keep the suggestion as far as it has come: the person writes."""
+        with self._changed:
+            self._require_tab(tab)
+            if id != self._current_id:
+                return _refuse_stale(id)
+            suggested = self._state.suggested[id]
+            if suggested.text is None and not self._find_problem(suggested):
+                if self._stream is not None and self._stream[0] == id:
+                    self._try_write([self._complete_text(suggested, self._stream[1], None)])
+                self._taken_fields.add(id)
+                self._stream = None
+                self._bump()
+            return self._version
 
     def request_round(self, tab: str) -> int:
-        raise NotImplementedError
+        """Tune now."""
+        with self._changed:
+            self._require_tab(tab)
+            answers = self._list_answers()
+            if not answers:
+                raise ApiError(409, "There are no answers to tune on yet.", code="no_answers")
+            if self._model == "failed":
+                raise ApiError(409, "The model has stopped: start `lorgnette teach` again.", code="no_model")
+            if self._round is None and self._compute_digest(answers) == self._model_digest:
+                self._notice = notices.describe_known_answers()
+            else:
+                self._is_round_wanted = True
+            self._bump()
+            return self._version
 
     def finish(self, tab: str) -> int:
-        raise NotImplementedError
+        """Tune on all answers, caption the other images, and write the report. The person may go on meanwhile."""
+        with self._changed:
+            self._require_tab(tab)
+            if self._model == "loading":
+                raise ApiError(409, "The model is still being read.", code="loading")
+            if self._ending is None:
+                self._ending, self._is_finished = _Ending(time.monotonic()), False
+                self._bump()
+            has_model = self._model == "ready"
+        if not has_model:
+            self.complete_finish()
+        return self._version
 
     def close(self) -> None:
         """Wake everything that waits; the device thread ends."""
-        raise NotImplementedError
+        with self._changed:
+            self._is_closed = True
+            self._bump()
+
+    # What the device thread asks for and reports.
+
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    @property
+    def model_round(self) -> int:
+        """The round of the model in memory; 0: it is untuned."""
+        return self._model_round
+
+    @property
+    def saved_round(self) -> int:
+        """The round whose adapter lies in the run's folder; 0: none, or one that a killed process may have replaced."""
+        with self._changed:
+            good = self._state.good_round
+            return good.number if good is not None and not self._state.has_cut_off_round else 0
+
+    def show_loading(self, done: int, total: int) -> None:
+        """The features of so many images are there."""
+        with self._changed:
+            if self._progress is not None:
+                self._progress = replace(self._progress, text="Reading the images", done=done, total=total)
+                self._bump()
+
+    def complete_loading(
+        self, broken: Mapping[int, LorgnetteError], means: Float32[np.ndarray, "N C"], loaded_round: int
+    ) -> None:
+        """The model can be used. broken: image → what is wrong with it. loaded_round: whose adapter was read; 0: none.
+
+        A round comes first if there are answers that the model does not know.
+        """
+        with self._changed:
+            self._broken |= {number: error.message for number, error in broken.items()}
+            self._queue.means, self._model, self._progress = means, "ready", None
+            good = self._state.good_round
+            if loaded_round and good is not None:
+                self._model_round, self._model_digest = loaded_round, good.digest
+            self._is_round_first = not loaded_round and (good is not None or self._state.is_round_due)
+            self._bump()
+
+    def fail(self, error: LorgnetteError) -> None:
+        """There is no model any more."""
+        with self._changed:
+            self._model, self._stream, self._round, self._progress = "failed", None, None, None
+            self._notice = notices.describe_lost_model(error)
+            is_ending = self._ending is not None
+            self._bump()
+        if is_ending:
+            self.complete_finish()
+
+    def next_job(self) -> Job | None:
+        """Wait for something to do; None: the session is closed."""
+        with self._changed:
+            while not self._is_closed:
+                if self._unwritten:
+                    self._retry_write()
+                if not self._unwritten and (job := self._choose_job()) is not None:
+                    self._job_start = time.monotonic()
+                    return job
+                self._changed.wait(_RETRY_SECONDS if self._has_write_failed else None)
+            return None
+
+    def show_text(self, image: int, text: str) -> bool:
+        """The suggestion for the current image has grown. Returns whether it is still wanted."""
+        with self._changed:
+            id = self._current_id
+            if self._is_closed or id is None or self._find_number(id) != image or not self._wants_text(id):
+                return False
+            is_slow = self._stream is not None or time.monotonic() - self._job_start > _STREAM_SECONDS
+            if is_slow and not self._state.suggested[id].blind:
+                self._stream = id, text
+                self._bump()
+            return True
+
+    def receive_suggestions(self, job: SuggestJob, suggestions: "Sequence[ModelSuggestion]") -> None:
+        """Take what the model suggests for the images of a job."""
+        with self._changed:
+            for image, suggestion in zip(job.images, suggestions, strict=True):
+                text = find_label(suggestion.text, self._options.labels) or suggestion.text.strip()
+                if job.purpose == "queue":
+                    self._queue.receive(image, text, suggestion.surety, self._model_round)
+                elif job.purpose == "rest":
+                    self._receive_rest(image, (text, suggestion.surety))
+                for id in self._state.shown:
+                    if self._find_number(id) == image and self._wants_text(id):
+                        self._write_later(self._complete_text(self._state.suggested[id], text, suggestion.surety))
+            self._stream = None
+            self._bump()
+
+    def refuse_suggestion(self, image: int, error: LorgnetteError, *, is_memory: bool) -> None:
+        """The model cannot suggest anything for this image."""
+        with self._changed:
+            self._unsuggested.add(image)
+            self._queue.refuse(image)
+            self._receive_rest(image, None)
+            self._notice, self._stream = notices.describe_missing_suggestion(error, is_memory=is_memory), None
+            self._bump()
+
+    def show_step(self, step: int, total: int, _loss: float) -> None:
+        """A round has come so far."""
+        with self._changed:
+            if self._round is not None:
+                self._round = replace(self._round, step=step, total=total)
+                self._bump()
+
+    def complete_round(self, job: RoundJob, result: "RoundResult") -> None:
+        """The round's adapter is in use and in the run's folder. Suggestions that nobody has seen are made anew."""
+        num_answers, seed = len(job.answers), self._options.seed
+        done = RoundDone(
+            t=_read_clock(), round=job.number, answers=num_answers, steps=result.steps, loss=result.loss,
+            seconds=result.seconds, end_reason=result.end_reason,
+        )  # fmt: skip
+        record = {"answers": num_answers, "digest": job.digest, "seed": seed, "steps": result.steps}
+        record |= {"loss": result.loss, "seconds": round(result.seconds, 3), "end_reason": result.end_reason}
+        with self._changed:
+            self._model_round, self._model_digest, self._round = job.number, job.digest, None
+            self._queue.discard_texts()
+            self._notice = notices.describe_round(done)
+            self._write_round_file(job.number, record)
+            self._write_later(done)
+            self._tell_score()
+            self._bump()
+
+    def fail_round(self, job: RoundJob, error: LorgnetteError, kind: FailureKind, images: Sequence[int] = ()) -> None:
+        """The model of the last good round goes on. images: those that the failure is about."""
+        hint = error.hint or ""
+        failed = RoundFailed(t=_read_clock(), round=job.number, message=error.message, hint=hint, kind=kind)
+        record = {"answers": len(job.answers), "digest": job.digest, "seed": self._options.seed}
+        with self._changed:
+            self._round = None
+            self._notice = notices.describe_failed_round(failed, self._model_round, images)
+            self._write_round_file(job.number, {**record, "failed": kind, "message": error.message, "hint": hint})
+            self._write_later(failed)
+            self._bump()
+
+    def complete_finish(self) -> None:
+        """Write suggestions.csv, the report and the event. What cannot be written is told."""
+        with self._changed:
+            left = set(self._list_unanswered())
+            texts = self._ending.texts if self._ending is not None else {}
+            rows = [(self._images.paths[number], *pair) for number, pair in texts.items() if number in left]
+            finished = Finished(t=_read_clock(), answers=len(self._list_answers()), suggestions=len(rows))
+        try:
+            write_suggestions(self.run_dir.path / "suggestions.csv", rows)
+            with self._changed:
+                self._write([finished])
+                events = list(self._journal.events)
+            if self._options.write_report is not None:
+                self._options.write_report(events)
+        except LorgnetteError as error:
+            with self._changed:
+                self._ending, self._progress, self._notice = None, None, notices.describe_write_error(error)
+                self._bump()
+            return
+        with self._changed:
+            self._ending, self._progress, self._is_finished = None, None, True
+            self._write_captions()
+            self._bump()
+
+    # The start.
+
+    def _begin(self) -> None:
+        options = self._options
+        opened = Opened(
+            t=_read_clock(), folder=str(self._images.source), model=options.model, prompt=options.prompt,
+            seed=options.seed, num_images=len(self._images), labels=list(options.labels), version=options.version,
+        )  # fmt: skip
+        self._write([opened, *self._take_given()])
+        if self._current_id is None:
+            self._write(self._build_next())
+        self._write_captions()
+
+    def _take_given(self) -> list[Event]:
+        """The answers from before the run, of images that are not in the journal yet."""
+        count = sum(suggested.pick == "given" for suggested in self._state.suggested.values())
+        known = {suggested.image for suggested in self._state.suggested.values()}
+        events: list[Event] = []
+        for name, text in self._options.given.items():
+            number = self._images.numbers.get(name)
+            if number is None or name in known:
+                continue
+            try:
+                answer = self._parse_answer(text)
+            except LorgnetteError as error:
+                message, hint = f"an answer given before cannot be used: {error.message}", error.hint
+                raise LorgnetteError(message, where=name, hint=hint) from None
+            count += 1
+            now, id, sha = _read_clock(), f"g{count}", self._hash(number)
+            events.append(Suggested(t=now, id=id, image=name, sha=sha, round=None, pick="given", text=None))
+            events.append(Answered(t=now, id=id, text=answer, seconds=0.0, keys=0, counts=False))
+        return events
+
+    def _check_images(self) -> list[str]:
+        """Remarks about answered images that are gone, or changed since."""
+        shas = {suggested.image: suggested.sha for suggested in self._state.suggested.values()}
+        gone, changed = list[str](), list[str]()
+        for name in self._state.answers:
+            number = self._images.numbers.get(name)
+            if number is None:
+                gone.append(name)
+            elif shas[name] and self._hash(number) != shas[name]:
+                changed.append(name)
+        remarks = []
+        if gone:
+            used = "has an answer that is" if len(gone) == 1 else "have answers that are"
+            remarks.append(f"{_list_names(gone)} cannot be found, and {used} not used")
+        if changed:
+            remarks.append(f"changed since the answer was given: {_list_names(changed)}")
+        return remarks
+
+    def _list_used(self) -> set[int]:
+        """Images that were shown or are answered."""
+        numbers = {self._images.numbers.get(suggested.image) for suggested in self._state.suggested.values()}
+        return {number for number in numbers if number is not None}
+
+    def _list_to_review(self) -> list[str]:
+        """The names of answered images, in the order of this reviewer."""
+        reviewer = self._options.reviewer
+        if reviewer is None:
+            return []
+        numbers = [number for number, _ in self._list_answers()]
+        names = [self._images.names[number] for number in shuffle(numbers, self._options.seed, f"{reviewer} ")]
+        done = self._state.reviewed.get(reviewer, set())
+        shown = {self._state.suggested[id].image for id in self._state.shown if self._is_here(id)}
+        return [name for name in names if name not in done and name not in shown]
+
+    # Writing.
+
+    def _write(self, events: Sequence[Event]) -> None:
+        """Append events to the journal, behind those that the disk did not take before; then they count."""
+        waiting = [event for event in self._unwritten if self._is_apt(event)]
+        if waiting or events:
+            try:
+                self.run_dir.check_in_place()
+                self._journal.append(*waiting, *events)
+            except LorgnetteError:
+                self._has_write_failed = True
+                raise
+        self._unwritten, self._has_write_failed = [], False
+        for event in (*waiting, *events):
+            self._state.apply(event)
+            if isinstance(event, Suggested):
+                self._used.add(self._images.numbers[event.image])
+                self._to_review = [name for name in self._to_review if name != event.image]
+        self._bump()
+
+    def _is_apt(self, event: Event) -> bool:
+        """False for the text of a suggestion that was answered without it."""
+        return not isinstance(event, Suggested) or event.id in self._state.shown
+
+    def _try_write(self, events: Sequence[Event]) -> None:
+        """For the page: raises ApiError "disk" if the disk takes no more."""
+        try:
+            self._write(events)
+        except LorgnetteError as error:
+            message = f"{notices.describe_write_error(error).text} Your words are kept here."
+            raise ApiError(500, message, type="server_error", code="disk") from error
+
+    def _write_later(self, event: Event) -> None:
+        """For the device thread: now, or as soon as the disk takes it."""
+        self._unwritten.append(event)
+        self._retry_write()
+
+    def _retry_write(self) -> None:
+        try:
+            self._write([])
+        except LorgnetteError as error:
+            self._notice = notices.describe_write_error(error)
+            self._bump()
+
+    def _write_captions(self) -> None:
+        """The answers are in the journal in any case."""
+        rows = [(self._images.paths[number], text) for number, text in self._list_answers()]
+        try:
+            write_captions(self.run_dir.path / "captions.csv", rows)
+        except LorgnetteError as error:
+            self._notice = notices.describe_write_error(error)
+
+    def _write_round_file(self, number: int, record: Mapping[str, object]) -> None:
+        try:
+            write_round(self.run_dir.path / "rounds", number, {"round": number, **record})
+        except LorgnetteError as error:
+            self._notice = notices.describe_write_error(error)
+
+    # Deeds.
+
+    def _require_tab(self, tab: str) -> None:
+        if self._tab is None:
+            self._tab = tab
+        if tab != self._tab:
+            raise ApiError(409, "The page is open in another tab.", code="other_tab")
+
+    def _clean(self, text: str) -> str:
+        """For the page: raises ApiError 400."""
+        try:
+            return self._parse_answer(text)
+        except LorgnetteError as error:
+            message = " ".join(
+                filter(None, (error.message, error.hint and f"{error.hint[:1].upper()}{error.hint[1:]}."))
+            )
+            raise ApiError(400, message, param="text", code="no_answer") from None
+
+    def _parse_answer(self, text: str) -> str:
+        answer, labels = clean_answer(text), self._options.labels
+        if not labels:
+            return answer
+        label = find_label(answer, labels)
+        if label is None:
+            raise LorgnetteError("The answer is none of the labels.", hint=f"choose one: {', '.join(labels)}")
+        return label
+
+    def _act(self, events: Sequence[Event], id: str, text: str | None = None) -> None:
+        """Write what was done about the current suggestion, and show the next image. The text becomes the draft if it
+        cannot be written."""
+        try:
+            self._try_write([*events, *self._build_next(id, text)])
+        except ApiError:
+            if text is not None:
+                self._drafts[id] = text
+            raise
+        self._drafts.pop(id, None)
+        self._taken_fields.discard(id)
+        self._stream = None
+        self._tell_deed()
+
+    def _tell_deed(self) -> None:
+        """After every change of an answer."""
+        self._is_finished = False
+        if len(self._state.spared) > self._num_spared:
+            self._num_spared = len(self._state.spared)
+            self._notice = notices.describe_spared_round(self._state.spared[-1])
+        self._tell_score()
+        self._write_captions()
+        self._bump()
+
+    def _tell_score(self) -> None:
+        """Tell what the score says now, and did not before."""
+        before, score = self._score, self._compute_score()
+        if score.unlearned and not before.unlearned:
+            self._notice = notices.describe_unlearned()
+        elif (enough := score.enough) is not None and not before.is_enough:
+            self._notice = notices.describe_enough(enough, len(self._list_unanswered()))
+        elif (flat := score.flat) is not None and before.flat is None:
+            numbers = [self._images.numbers.get(outcome.image) for outcome in score.wrong]
+            self._notice = notices.describe_plateau(flat, [number for number in numbers if number is not None])
+
+    def _compute_score(self) -> Score:
+        if self._score_size != len(self._journal.events):
+            self._score, self._score_size = compute_score(self._journal.events), len(self._journal.events)
+        return self._score
+
+    def _may_count(self, suggested: Suggested) -> bool:
+        """Whether the answer judges the model: of an image that is a fair sample, seen with the model's suggestion."""
+        is_sample = suggested.pick in ("shuffled", "spread") and suggested.alike is None and not suggested.blind
+        has_text = suggested.text is not None and suggested.round is not None
+        return is_sample and has_text and not self._state.was_answered(suggested.image)
+
+    def _may_undo(self, id: str) -> bool:
+        deed, pick = self._state.deeds[id], self._state.suggested[id].pick
+        if pick == "given" or (pick == "review") != self._is_review or self._find_number(id) is None:
+            return False
+        return deed.kind != "reviewed" or deed.reviewer == self._options.reviewer
+
+    # Which image comes next.
+
+    @property
+    def _is_review(self) -> bool:
+        return self._options.reviewer is not None
+
+    @property
+    def _current_id(self) -> str | None:
+        return next((id for id in reversed(self._state.shown) if self._is_here(id)), None)
+
+    def _is_here(self, id: str) -> bool:
+        """Whether a suggestion that was shown can be answered now: it may be of another reading of the run."""
+        suggested = self._state.suggested[id]
+        answer = self._state.answers.get(suggested.image)
+        if suggested.image not in self._images.numbers or (suggested.pick == "review") != self._is_review:
+            return False
+        return answer is not None and answer == suggested.text if self._is_review else answer is None
+
+    def _find_number(self, id: str) -> int | None:
+        return self._images.numbers.get(self._state.suggested[id].image)
+
+    def _find_problem(self, suggested: Suggested) -> str:
+        """Why the image cannot be shown; "" if it can, and in a review, where the answer alone can be looked at."""
+        number = self._images.numbers.get(suggested.image)
+        return "" if self._is_review or number is None else self._broken.get(number, "")
+
+    def _build_next(self, done: str | None = None, text: str | None = None) -> list[Suggested]:
+        """The event of the next image; [] if one is shown already, or if there is none. done: what is answered now,
+        with this text."""
+        if any(self._is_here(id) for id in self._state.shown if id != done):
+            return []
+        if self._is_review:
+            return self._build_review()
+        item = self._queue.peek(self._used)
+        if item is None:
+            return []
+        answers = self._state.answers
+        if done is not None and text is not None:
+            answers = {**answers, self._state.suggested[done].image: text}
+        alike = self._find_look_alike(item.image, answers)
+        count = 1 + sum(id.startswith("s") for id in self._state.suggested)
+        blind = self._options.blind > 0 and count % self._options.blind == 0
+        event = Suggested(
+            t=_read_clock(), id=f"s{count}", image=self._images.names[item.image], sha=self._hash(item.image),
+            round=item.round, pick=item.pick, text=item.text, surety=item.surety,
+            blind=blind and alike is None and item.pick != "hardest" and item.image not in self._broken,
+        )  # fmt: skip
+        if alike is not None and item.image not in self._broken:
+            event = replace(event, round=None, text=answers[alike], surety=None, alike=alike)
+        return [event]
+
+    def _build_review(self) -> list[Suggested]:
+        name = next((name for name in self._to_review if name in self._state.answers), None)
+        if name is None:
+            return []
+        count, sha = 1 + sum(id.startswith("s") for id in self._state.suggested), self._hash(self._images.numbers[name])
+        text, now = self._state.answers[name], _read_clock()
+        return [Suggested(t=now, id=f"s{count}", image=name, sha=sha, round=None, pick="review", text=text)]
+
+    def _find_look_alike(self, number: int, answers: Mapping[str, str]) -> str | None:
+        """The name of an answered image that looks like this one."""
+        alike = self._images.alike
+        group = alike.get(number, number)
+        if number not in alike and group not in alike.values():
+            return None
+        numbers = ((name, self._images.numbers.get(name)) for name in answers)
+        return next((name for name, other in numbers if other is not None and alike.get(other, other) == group), None)
+
+    def _find_next_image(self) -> int | None:
+        """The image behind the current one, as far as it is known; the page may read it ahead."""
+        others = [id for id in self._state.shown if self._is_here(id)][:-1]
+        if others:
+            return self._find_number(others[-1])
+        if self._is_review:
+            return next((self._images.numbers[name] for name in self._to_review), None)
+        item = self._queue.peek(self._used)
+        return None if item is None else item.image
+
+    # Work for the device thread.
+
+    def _choose_job(self) -> Job | None:
+        """A round comes once suggestions are in hand, unless the person waits for one anyway."""
+        if self._model != "ready":
+            return None
+        answers = self._list_answers()
+        is_due = self._is_round_first or self._is_round_wanted or self._state.is_round_due
+        is_due = is_due and bool(answers) and self._compute_digest(answers) != self._model_digest
+        id, tuned = self._current_id, self._model_round > 0
+        is_waiting = id is not None and self._wants_text(id)
+        if is_waiting and id is not None and not (is_due and self._ending is None):
+            return SuggestJob((self._images.numbers[self._state.suggested[id].image],), "current", tuned)
+        if self._ending is not None:
+            return self._choose_last_job(self._ending, answers)
+        if not (is_due and (is_waiting or self._is_round_first)) and (missing := self._list_missing(is_due)):
+            return SuggestJob(tuple(missing), "queue", tuned)
+        return self._begin_round(answers) if is_due else None
+
+    def _list_missing(self, is_due: bool) -> list[int]:
+        """The images that come soon and have no suggestion, if it is time to make some."""
+        if self._is_review or (self._queue.num_ready > LOW_QUEUE and not is_due):
+            return []
+        return self._queue.fill(self._used)
+
+    def _choose_last_job(self, ending: _Ending, answers: Sequence[tuple[int, str]]) -> Job | None:
+        if not ending.has_tried_round and answers and self._compute_digest(answers) != self._model_digest:
+            job = self._begin_round(answers)
+            ending.has_tried_round = job is not None
+            return job
+        if ending.rest is None:
+            ending.rest = [number for number in self._list_unanswered() if number not in self._broken]
+            ending.num_rest = len(ending.rest)
+        done, total = ending.num_rest - len(ending.rest), ending.num_rest
+        self._progress = _Progress("Captioning the other images", ending.start, done, total)
+        self._bump()
+        if ending.rest:
+            return SuggestJob(tuple(ending.rest[:MAX_QUEUED]), "rest", self._model_round > 0)
+        return FinishJob()
+
+    def _begin_round(self, answers: Sequence[tuple[int, str]]) -> RoundJob | None:
+        """None if the disk takes no more."""
+        number, digest = self._state.num_rounds + 1, self._compute_digest(answers)
+        try:
+            self._write([RoundBegun(t=_read_clock(), round=number, answers=len(answers), digest=digest)])
+        except LorgnetteError as error:
+            self._notice = notices.describe_write_error(error)
+            self._bump()
+            return None
+        self._is_round_wanted = self._is_round_first = False
+        self._round = _RunningRound(number, len(answers), time.monotonic())
+        return RoundJob(number, tuple(answers), digest)
+
+    def _wants_text(self, id: str) -> bool:
+        """Whether the model is to suggest a text for an image that is shown already."""
+        suggested, number = self._state.suggested[id], self._find_number(id)
+        if suggested.text is not None or number is None or number in self._unsuggested or number in self._broken:
+            return False
+        has_field = id in self._taken_fields or bool(self._drafts.get(id))
+        return suggested.blind or not has_field
+
+    def _complete_text(self, suggested: Suggested, text: str, surety: float | None) -> Suggested:
+        """The event that gives a suggestion its text."""
+        return replace(suggested, t=_read_clock(), round=self._model_round, text=text, surety=surety)
+
+    def _receive_rest(self, image: int, pair: tuple[str, float] | None) -> None:
+        """pair: (text, surety); None: there is none."""
+        if self._ending is not None and self._ending.rest is not None:
+            self._ending.rest = [number for number in self._ending.rest if number != image]
+            if pair is not None:
+                self._ending.texts[image] = pair
+
+    # Facts.
+
+    def _bump(self) -> None:
+        self._version += 1
+        self._changed.notify_all()
+
+    def _list_answers(self) -> list[tuple[int, str]]:
+        """(image's number, answer) in the order of the first answers, of images that are there."""
+        numbers: dict[int, str] = {}
+        for name, text in self._state.list_answers():
+            if (number := self._images.numbers.get(name)) is not None:
+                numbers.setdefault(number, text)
+        return list(numbers.items())
+
+    def _list_unanswered(self) -> list[int]:
+        answered = {number for number, _ in self._list_answers()}
+        return [number for number in range(len(self._images)) if number not in answered]
+
+    def _compute_digest(self, answers: Sequence[tuple[int, str]]) -> str:
+        return compute_digest((self._images.names[number], text) for number, text in answers)
+
+    def _hash(self, number: int) -> str:
+        """As `ImageList.shas`, for one image."""
+        if number not in self._shas:
+            try:
+                self._shas[number] = hash_image(self._images.paths[number])
+            except OSError:
+                return ""
+        return self._shas[number]
+
+    def _read_size(self, number: int) -> tuple[int, int]:
+        """(width, height); (0, 0) of an image that cannot be read, which is then known as broken."""
+        if number not in self._sizes:
+            try:
+                self._sizes[number] = read_image_size(self._images.paths[number])
+            except LorgnetteError as error:
+                self._sizes[number] = (0, 0)
+                self._broken.setdefault(number, error.message)
+        return self._sizes[number]
+
+    def _count(self) -> dict[str, int]:
+        mode = [id for id in self._state.deeds if (self._state.suggested[id].pick == "review") == self._is_review]
+        skipped = sum(self._state.deeds[id].kind == "skipped" for id in mode)
+        if self._is_review:
+            left = len(self._to_review) + (self._current_id is not None)
+            answered = sum(self._may_undo(id) and self._state.deeds[id].kind == "reviewed" for id in mode)
+            return {"answered": answered, "skipped": skipped, "left": left, "total": answered + skipped + left}
+        answered, total = len(self._list_answers()), len(self._images)
+        return {"answered": answered, "skipped": skipped, "left": max(0, total - answered - skipped), "total": total}
+
+    def _view_current(self, id: str) -> dict[str, Any]:
+        suggested = self._state.suggested[id]
+        number = self._images.numbers[suggested.image]
+        width, height = self._read_size(number)
+        state, text = self._describe_text(id)
+        return {
+            "id": id, "number": int(id[1:]), "image": number, "name": suggested.image, "width": width, "height": height,
+            "text": text, "state": state, "problem": self._find_problem(suggested), "round": suggested.round,
+            "alike": suggested.alike, "draft": self._drafts.get(id), "is_review": self._is_review,
+        }  # fmt: skip
+
+    def _describe_text(self, id: str) -> tuple[str, str | None]:
+        """(the state of a suggestion, the text that may be shown)"""
+        suggested = self._state.suggested[id]
+        if self._find_problem(suggested):
+            return "broken", None
+        if suggested.text is not None:
+            return ("blind", None) if suggested.blind else ("ready", suggested.text)
+        if self._stream is not None and self._stream[0] == id:
+            return "streaming", self._stream[1]
+        return ("waiting" if self._model == "ready" and self._wants_text(id) else "no_model"), None
+
+    def _view_history(self) -> list[dict[str, Any]]:
+        found = list[dict[str, Any]]()
+        for id in reversed(self._state.deeds):
+            if len(found) == _MAX_HISTORY:
+                break
+            suggested = self._state.suggested[id]
+            answer = self._state.answers.get(suggested.image)
+            if self._state.deeds[id].kind != "skipped" and self._may_undo(id) and answer is not None:
+                entry = {"id": id, "image": self._find_number(id), "name": suggested.image, "text": answer}
+                found.append({**entry, "suggestion": suggested.text})
+        return found
+
+    def _view_files(self) -> dict[str, str | None]:
+        """The files that are there."""
+        run = self.run_dir
+        suggestions = run.path / "suggestions.csv"
+        files = {"captions": run.path / "captions.csv", "adapter": run.adapter, "report": run.report}
+        files["suggestions"] = suggestions
+        return {name: str(path) if path.exists() else None for name, path in files.items()}
+
+
+def _refuse_stale(id: str) -> NoReturn:
+    raise ApiError(409, f"{id} is not the image that is asked about.", code="stale")
+
+
+def _read_clock() -> float:
+    return round(time.time(), 3)
+
+
+def _count_seconds(start: float) -> float:
+    return round(time.monotonic() - start, 1)
+
+
+def _list_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return f"{', '.join(names[:_MAX_NAMED])}{more}"

@@ -1,0 +1,46 @@
+"""What a person typed → an answer: one spelling of each character, no blanks around it, a label if there are labels."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from lorgnette.errors import LorgnetteError
+from lorgnette.io.parse import is_unicode
+
+MAX_CHARACTERS = 20_000
+"""Of an answer."""
+_LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+
+
+def clean_answer(text: str) -> str:
+    """The text in Unicode NFC, with \\n for every kind of line end and without blanks around it.
+
+    Other control characters but the tab, which no field shows, are left out. Raises LorgnetteError for a text without
+    a visible character, for one with half of a character, and for one that is too long.
+    """
+    if not is_unicode(text):
+        raise LorgnetteError("The text has half of a character.", hint="write it again")
+    lines = _LINE_ENDS.sub("\n", unicodedata.normalize("NFC", text))
+    shown = "".join(letter for letter in lines if letter in "\n\t" or unicodedata.category(letter) != "Cc").strip()
+    if all(unicodedata.category(letter)[0] in "ZC" for letter in shown):
+        raise LorgnetteError("The answer is empty.", hint="write one, or skip the image")
+    if len(shown) > MAX_CHARACTERS:
+        message = f"The answer has {len(shown):,} characters; {MAX_CHARACTERS:,} are possible."
+        raise LorgnetteError(message, hint="shorten it")
+    return shown
+
+
+def find_label(text: str, labels: Sequence[str]) -> str | None:
+    """The label that the text is, apart from case and punctuation at its end; None if it is none."""
+    exact = unicodedata.normalize("NFC", text).strip()
+    if exact in labels:
+        return exact
+    wanted = _fold(text)
+    return next((label for label in labels if _fold(label) == wanted), None)
+
+
+def _fold(text: str) -> str:
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).strip().casefold())
+    while folded and (unicodedata.category(folded[-1])[0] == "P" or folded[-1].isspace()):
+        folded = folded[:-1]
+    return folded

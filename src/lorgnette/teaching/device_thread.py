@@ -1,0 +1,116 @@
+"""The thread that uses the model of a `teach` run: it opens it, suggests and trains as asked, and closes it."""
+
+import threading
+import time
+import traceback
+from functools import partial
+
+from lorgnette.errors import LorgnetteError
+from lorgnette.inference.loading import is_out_of_memory
+from lorgnette.teaching.learner import Answer, Learner, RoundError, RoundStopped
+from lorgnette.teaching.session import FinishJob, RoundJob, Session, SuggestJob
+
+_REPORT_SECONDS = 0.1
+"""Between two reports of a round's steps."""
+
+
+class DeviceThread:
+    """Starts at once. Nothing else uses the learner meanwhile."""
+
+    def __init__(self, session: Session, learner: Learner) -> None:
+        self._session, self._learner = session, learner
+        self._last_report = 0.0
+        self._thread = threading.Thread(target=self._run, name="lorgnette teach", daemon=True)
+        self._thread.start()
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Close the session and wait for the thread. Returns whether it has ended: a step is not broken off."""
+        self._session.close()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._open()
+            while (job := self._session.next_job()) is not None:
+                match job:
+                    case SuggestJob():
+                        self._suggest(job)
+                    case RoundJob():
+                        self._train(job)
+                    case FinishJob():
+                        self._session.complete_finish()
+        except LorgnetteError as error:
+            self._session.fail(error)
+        except Exception as error:  # a defect: it must not take the answers with it
+            traceback.print_exc()
+            message, hint = f"{type(error).__name__}: {error}", "this is a defect of lorgnette; the terminal says where"
+            self._session.fail(LorgnetteError(message, hint=hint))
+        finally:
+            self._learner.close()
+
+    def _open(self) -> None:
+        broken, session = self._learner.open(self._session.show_loading), self._session
+        loaded_round = session.saved_round
+        if loaded_round:
+            try:
+                self._learner.load(session.run_dir.adapter)
+            except LorgnetteError:
+                loaded_round = 0  # the folder is gone or broken: a round over the answers makes it again
+        session.complete_loading(broken, self._learner.feature_means, loaded_round)
+
+    def _suggest(self, job: SuggestJob) -> None:
+        """For all images at once. If that fails, for each alone, so that one cannot take the others with it."""
+        session = self._session
+        on_text = partial(self._show_text, job) if job.purpose == "current" else None
+        try:
+            suggestions = self._learner.suggest(job.images, tuned=job.tuned, on_text=on_text)
+        except LorgnetteError as error:
+            if len(job.images) == 1:
+                session.refuse_suggestion(job.images[0], error, is_memory=_has_memory_cause(error))
+                return
+        else:
+            session.receive_suggestions(job, suggestions)
+            return
+        for image in job.images:
+            if not session.is_closed:
+                self._suggest(SuggestJob((image,), job.purpose, job.tuned))
+
+    def _show_text(self, job: SuggestJob, _position: int, text: str) -> bool:
+        return self._session.show_text(job.images[0], text)
+
+    def _train(self, job: RoundJob) -> None:
+        session, adapter = self._session, self._session.run_dir.adapter
+        answers = [Answer(image, text) for image, text in job.answers]
+        try:
+            result = self._learner.train(answers, on_step=self._show_step, should_stop=lambda: session.is_closed)
+        except RoundStopped:
+            return  # the next start begins it again
+        except RoundError as error:
+            session.fail_round(job, error, error.kind, error.images)
+            return
+        except LorgnetteError as error:
+            session.fail_round(job, error, "memory" if _has_memory_cause(error) else "other")
+            return
+        try:
+            session.run_dir.check_in_place()
+            self._learner.save(adapter)
+        except LorgnetteError as error:
+            if session.model_round:
+                self._learner.load(adapter)
+            session.fail_round(job, error, "other")
+            return
+        session.complete_round(job, result)
+
+    def _show_step(self, step: int, total: int, loss: float) -> None:
+        if step == 1 or time.monotonic() - self._last_report > _REPORT_SECONDS:
+            self._last_report = time.monotonic()
+            self._session.show_step(step, total, loss)
+
+
+def _has_memory_cause(error: BaseException) -> bool:
+    """Whether a lack of memory is behind an error."""
+    cause: BaseException | None = error
+    while cause is not None and not is_out_of_memory(cause):
+        cause = cause.__cause__
+    return cause is not None

@@ -1,0 +1,209 @@
+"""What the events of a `teach` run amount to: answers, what is shown and what was done, when a round is due.
+
+    state.apply(event), event by event: the same for a run that goes on and for one that is read again
+
+Knows nothing about files, threads and models.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from lorgnette.errors import LorgnetteError
+from lorgnette.teaching.events import (
+    Answered,
+    Event,
+    Finished,
+    Mended,
+    Opened,
+    Reviewed,
+    RoundBegun,
+    RoundDone,
+    RoundFailed,
+    Skipped,
+    Suggested,
+    Undone,
+)
+from lorgnette.teaching.score import is_taken
+
+FIRST_ROUNDS = (4, 8)
+"""Answers of the first two rounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """What a person did about a suggestion.
+
+    text: the answer, or why the image was skipped. before, reviewer: of a review, the answer that it looked at, and
+    who did.
+    """
+
+    kind: Literal["answered", "reviewed", "skipped"]
+    text: str
+    before: str | None = None
+    reviewer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GoodRound:
+    """A round that ended well. digest: of its answers."""
+
+    number: int
+    answers: int
+    digest: str
+
+
+class RunState:
+    """suggested: id → the suggestion, with its text once there is one. answers: image's name → the present answer.
+    deeds: id → what was done, the newest last. shown: ids that were shown and wait for an answer; the last one is the
+    one to go on with. good_round: whose model is the best; None before there is one. num_rounds: begun ones.
+    spared: of each round that was due and had nothing to learn, the number of answers that were all right.
+    """
+
+    def __init__(self, every: int, events: Iterable[Event] = ()) -> None:
+        """every: answers between two rounds after FIRST_ROUNDS."""
+        self.suggested: dict[str, Suggested] = {}
+        self.answers: dict[str, str] = {}
+        self.deeds: dict[str, Deed] = {}
+        self.shown: list[str] = []
+        self.reviewed: dict[str, set[str]] = {}
+        """Reviewer → names of the images."""
+        self.good_round: GoodRound | None = None
+        self.num_rounds = 0
+        self.spared: list[int] = []
+        self._every = every
+        self._places: dict[str, int] = {}  # name → place of its first answer
+        self._running: RoundBegun | None = None
+        self._is_cut_off = False  # a killed process was in a round
+        self._considered = 0  # answers when a round was last begun or spared
+        self._changes: dict[str, bool] = {}  # name → whether it is a correction; since then
+        self._has_untrained = False  # corrections of a round that failed
+        self._trained: dict[str, str] = {}
+        self._well_trained: dict[str, str] = {}
+        for event in events:
+            self.apply(event)
+
+    @property
+    def is_round_due(self) -> bool:
+        """Whether there is enough that is new, with something to learn among it."""
+        return self._is_cut_off or self._has_enough_changes
+
+    @property
+    def has_cut_off_round(self) -> bool:
+        """Whether a process was killed in a round, and none was begun since: its adapter may lie on the disk."""
+        return self._is_cut_off
+
+    @property
+    def _has_enough_changes(self) -> bool:
+        next_round = next((count for count in FIRST_ROUNDS if count > self._considered), self._considered + self._every)
+        return len(self.answers) >= FIRST_ROUNDS[0] and len(self._changes) >= next_round - self._considered
+
+    def list_answers(self) -> list[tuple[str, str]]:
+        """(image's name, answer) in the order of the first answers."""
+        return sorted(self.answers.items(), key=lambda pair: self._places[pair[0]])
+
+    def was_answered(self, name: str) -> bool:
+        """Whether the image ever had an answer, also one that was taken back."""
+        return name in self._places
+
+    def find(self, id: str) -> Suggested:
+        """Raises LorgnetteError if nothing was suggested under this id before."""
+        if id not in self.suggested:
+            message, hint = f"an event names {id}, which was not suggested before", "restore the file from a copy"
+            raise LorgnetteError(message, where="journal.jsonl", hint=hint)
+        return self.suggested[id]
+
+    def apply(self, event: Event) -> None:
+        """Take an event into account. Raises LorgnetteError if it does not fit those before it."""
+        match event:
+            case Opened():
+                self._is_cut_off = self._is_cut_off or self._running is not None
+                self._running = None
+            case Suggested():
+                if event.id not in self.suggested:
+                    self.shown.append(event.id)
+                self.suggested[event.id] = event
+            case RoundBegun() | RoundDone() | RoundFailed():
+                self._apply_round(event)
+            case Finished():
+                pass
+            case _:
+                self._apply_deed(event)
+                self._spare_round()
+
+    def _apply_deed(self, event: Answered | Mended | Reviewed | Skipped | Undone) -> None:
+        suggested = self.find(event.id)
+        name, is_correction = suggested.image, True
+        match event:
+            case Answered():
+                is_correction = suggested.text is None or not is_taken(suggested.text, event.text)
+                self._settle(event.id, Deed("answered", event.text))
+                self._answer(name, event.text)
+            case Reviewed():
+                self._settle(event.id, Deed("reviewed", event.text, self.answers.get(name), event.reviewer))
+                self.reviewed.setdefault(event.reviewer, set()).add(name)
+                self._answer(name, event.text)
+            case Mended():
+                self._answer(name, event.text)
+            case Skipped():
+                self._settle(event.id, Deed("skipped", event.reason))
+                return
+            case Undone():
+                if self._take_back(event.id, name).kind == "skipped":
+                    return
+        if self.answers.get(name) == self._trained.get(name):
+            self._changes.pop(name, None)
+        else:
+            self._changes[name] = is_correction
+
+    def _settle(self, id: str, deed: Deed) -> None:
+        self.deeds[id] = deed
+        if id in self.shown:
+            self.shown.remove(id)
+
+    def _answer(self, name: str, text: str) -> None:
+        self.answers[name] = text
+        self._places.setdefault(name, len(self._places))
+
+    def _take_back(self, id: str, name: str) -> Deed:
+        deed = self.deeds.pop(id, None)
+        if deed is None:
+            raise LorgnetteError(f"an event takes {id} back, which was not done", where="journal.jsonl")
+        self.shown.append(id)
+        if deed.kind == "answered":
+            self.answers.pop(name, None)
+        if deed.kind == "reviewed":
+            for names in self.reviewed.values():
+                names.discard(name)
+            if deed.before is not None:
+                self.answers[name] = deed.before
+        return deed
+
+    def _spare_round(self) -> None:
+        """A round that is due has nothing to learn if all that is new was right."""
+        if self._has_enough_changes and not self._has_untrained and not any(self._changes.values()):
+            self.spared.append(len(self._changes))
+            self._considered = len(self.answers)
+            self._changes.clear()
+
+    def _apply_round(self, event: RoundBegun | RoundDone | RoundFailed) -> None:
+        match event:
+            case RoundBegun():
+                self._running, self._is_cut_off = event, False
+                self.num_rounds = max(self.num_rounds, event.round)
+                self._considered, self._trained = len(self.answers), dict(self.answers)
+                self._changes.clear()
+            case RoundDone():
+                digest = self._running.digest if self._running is not None else ""
+                self.good_round = GoodRound(event.round, event.answers, digest)
+                self._well_trained, self._has_untrained, self._running = self._trained, False, None
+            case RoundFailed():
+                self._trained, self._has_untrained, self._running = self._well_trained, True, None
+
+
+def compute_digest(answers: Iterable[tuple[str, str]]) -> str:
+    """A short hash of names and texts, in order."""
+    content = json.dumps(list(answers), ensure_ascii=True).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
