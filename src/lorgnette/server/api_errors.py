@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 ErrorType = Literal["invalid_request_error", "rate_limit_error", "server_error"]
@@ -54,3 +55,17 @@ def format_json(value: Any) -> str:
 
 _LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 """Beyond the control characters, which JSON always escapes."""
+
+
+async def _answer_api_error(_: Request, error: ApiError) -> JSONResponse:
+    return error.to_response()
+
+
+async def _answer_defect(_: Request, error: Exception) -> JSONResponse:
+    """Starlette raises it again, and the server prints its traceback."""
+    message = f"the server has a defect: {type(error).__name__}"
+    return ApiError(500, message, type="server_error").to_response()
+
+
+ERROR_HANDLERS: Mapping[Any, Any] = {ApiError: _answer_api_error, Exception: _answer_defect}
+"""What Starlette answers a request with whose endpoint raises."""

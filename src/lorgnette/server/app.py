@@ -11,7 +11,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from lorgnette.server import metrics
-from lorgnette.server.api_errors import ApiError
+from lorgnette.server.api_errors import ERROR_HANDLERS, ApiError
 from lorgnette.server.chat import ChatEndpoint, find_model
 from lorgnette.server.guard import Guard, GuardSettings
 from lorgnette.server.models import ModelSet, ServedModel
@@ -66,10 +66,6 @@ def describe_model(model: ServedModel, created: int, max_tokens: int) -> dict[st
     }  # fmt: skip
 
 
-async def _answer_api_error(_: Request, error: ApiError) -> Response:
-    return error.to_response()
-
-
 async def _answer_http_error(request: Request, error: HTTPException) -> Response:
     """An unknown path or method."""
     url = f"{request.method} {request.url.path[:100]}"
@@ -78,12 +74,4 @@ async def _answer_http_error(request: Request, error: HTTPException) -> Response
     return ApiError(error.status_code, message, code=code, headers=error.headers).to_response()
 
 
-async def _answer_defect(_: Request, error: Exception) -> Response:
-    """Starlette raises it again, and the server prints its traceback."""
-    message = f"the server has a defect: {type(error).__name__}"
-    return ApiError(500, message, type="server_error").to_response()
-
-
-_HANDLERS: dict[Any, Any] = {
-    ApiError: _answer_api_error, HTTPException: _answer_http_error, Exception: _answer_defect,
-}  # fmt: skip
+_HANDLERS: dict[Any, Any] = {**ERROR_HANDLERS, HTTPException: _answer_http_error}

@@ -69,17 +69,22 @@ def find_boxes(models: "ModelSet", answer: AnswerText) -> list[dict[str, Any]]:
     return [{"corners": box.corners, "label": box.label} for box, *_ in found]
 
 
-def build_static_routes() -> list[Route]:
-    """`/static/NAME` for each file. No request is turned into a path."""
-    return [_build_static_route(*file) for file in read_static_files()]
+def build_static_routes(*folders: Path) -> list[Route]:
+    """`/static/NAME` for each file; folders: more of them, for another page. No request is turned into a path."""
+    return [_build_static_route(*file) for file in read_static_files(*folders)]
 
 
 @cache
-def read_static_files() -> tuple[tuple[str, bytes, str], ...]:
+def read_static_files(*folders: Path) -> tuple[tuple[str, bytes, str], ...]:
     """Name, content and media type of each file that a page may load; two are the reports'."""
-    own = [path for path in sorted(_STATIC.iterdir()) if path.suffix in _MEDIA_TYPES]
+    own = [path for folder in (_STATIC, *folders) for path in sorted(folder.iterdir()) if path.suffix in _MEDIA_TYPES]
     paths = [_OF_REPORTS / "base.css", _OF_REPORTS / "theme.js", *own]
     return tuple((path.name, path.read_bytes(), _MEDIA_TYPES[path.suffix]) for path in paths)
+
+
+def render_template(name: str, *folders: Path, **values: Any) -> str:
+    """A page of the server's frame; folders: where another package's templates are. See `templates.render`."""
+    return templates.render(name, template_folders=(*folders, _STATIC), **values)
 
 
 def render_page(models: "ModelSet", *, has_api_key: bool) -> str:
@@ -89,9 +94,8 @@ def render_page(models: "ModelSet", *, has_api_key: bool) -> str:
     ordered = sorted(models.models, key=lambda model: model.parent is not None)
     cards = [_describe_model(i, model, "Untuned" if adapters else model.name) for i, model in enumerate(ordered)]
     title = _build_title(adapters) or ordered[0].name
-    return templates.render(
+    return render_template(
         "serve.html.j2",
-        template_folder=_STATIC,
         title=title,
         summary=_summarize("" if base_name == title else base_name, ordered),
         models=cards,

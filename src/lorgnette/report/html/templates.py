@@ -1,7 +1,7 @@
 """Fills the templates of this folder and of other packages. Values are escaped; a missing value is an error."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,14 @@ def write_page(path: Path, template: str, *, folders: Iterable[Path] = (), **val
     write_text(path, render(template, folders=folders, **values))
 
 
-def render(template: str, *, folders: Iterable[Path] = (), template_folder: Path | None = None, **values: Any) -> str:
-    """The template filled with values. template_folder: where templates of another package are.
+def render(template: str, *, folders: Iterable[Path] = (), template_folders: Sequence[Path] = (), **values: Any) -> str:
+    """The template filled with values. template_folders: where templates of other packages are.
 
     People share pages: paths lose these absolute `folders`, except in commands (the filter `as_typed`), and the home
     folder is written `~`.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([folder for folder in (template_folder, Path(__file__).parent) if folder]),
+        loader=jinja2.FileSystemLoader([*template_folders, Path(__file__).parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=_build_path_shortener(folders),

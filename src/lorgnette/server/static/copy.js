@@ -7,8 +7,9 @@ const copyText = async (source) => {
   getSelection().removeAllRanges();
 };
 
-export const connectCopyButtons = () => {
-  for (const button of document.querySelectorAll(".copy")) {
+/** Those in `root`: each once. */
+export const connectCopyButtons = (root = document) => {
+  for (const button of root.querySelectorAll(".copy")) {
     const label = button.textContent;
     button.addEventListener("click", async () => {
       await copyText(document.getElementById(button.dataset.source));
