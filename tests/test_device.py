@@ -1,6 +1,7 @@
 """Device and dtype are selected by name; memory is measured; work on a second stream keeps its memory."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from weakref import WeakSet
 
 import numpy as np
@@ -12,6 +13,7 @@ from lorgnette.device import (
     allocate_graph,
     has_flash_attention,
     join_arrays,
+    leave_core_free,
     measure_peak_gib,
     measure_reserved_gib,
     release_workspaces,
@@ -104,6 +106,24 @@ def test_joined_arrays_are_split_again() -> None:
     views = split_array(torch.from_numpy(join_arrays(arrays)), map(len, arrays))
     assert [view.tolist() for view in views] == [array.tolist() for array in arrays]
     assert [view.storage_offset() for view in views] == [0, 4, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("num_cores", "num_threads", "expected"), [(4, 4, 3), (2, 2, 1), (1, 1, 1), (None, 2, 1), (16, 4, 4)]
+)
+def test_torch_leaves_a_core_to_other_threads(
+    num_cores: int | None, num_threads: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr("os.cpu_count", lambda: num_cores)
+    torch.set_num_threads(num_threads)
+    try:
+        with suppress(ValueError), leave_core_free():
+            inside = torch.get_num_threads()
+            raise ValueError
+        assert (inside, torch.get_num_threads()) == (expected, num_threads)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_peak_memory_of_a_process() -> None:

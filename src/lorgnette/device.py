@@ -2,6 +2,7 @@
 stream."""
 
 import gc
+import os
 import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -102,6 +103,20 @@ def pause_garbage_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+@contextmanager
+def leave_core_free() -> Iterator[None]:
+    """Let torch compute on one core less inside, on one at least.
+
+    A product on all cores waits for its slowest part. If other threads need a core, one part waits for theirs.
+    """
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(num_threads, (os.cpu_count() or 1) - 1)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def get_gpu_name(device: torch.device) -> str | None:

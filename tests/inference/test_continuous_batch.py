@@ -210,6 +210,34 @@ def test_one_adapter_alone_and_the_base_model_alone_need_no_mask(
     assert answer(served.alone[0], served.ranks[:1], 0, None) == {(True, True)}
 
 
+def test_steps_leave_a_core_to_other_threads_and_prompts_do_not(
+    served: Served, expected: Mapping[DecodeRow, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, counts = torch.get_num_threads(), list[tuple[str, int]]()
+
+    def record(name: str) -> Callable[..., Any]:
+        method = getattr(Generator, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            counts.append((name, torch.get_num_threads()))
+            return method(*arguments, **options)
+
+        return call
+
+    for name in ("prefill_rows", "decode_step"):
+        monkeypatch.setattr(Generator, name, record(name))
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    torch.set_num_threads(3)
+    try:
+        batch, row = ContinuousBatch(served.generator, served.ranks), next(row for row in expected if row.adapter == 0)
+        batch.join([row])
+        batch.step()
+        batch.step()
+    finally:
+        torch.set_num_threads(before)
+    assert counts == [("prefill_rows", 3), ("decode_step", 2)]
+
+
 def test_rows_wait_where_memory_is_short_and_those_that_run_go_on(
     served: Served, expected: Mapping[DecodeRow, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,8 +4,8 @@
 
 Rows have room for 512, 2048 or 8192 tokens. The rows of one room are in one KV cache with a fixed number of rows, so
 that CUDA graphs can be captured: 8 or 32 on a GPU. When more join they move into the cache with more rows, and back
-when few are left. A CPU needs no padding: there the number of rows is the next power of two. It computes steps on one core less
-than it has, because other threads read requests and write answers meanwhile.
+when few are left. A CPU needs no padding: there the number of rows is the next power of two. It computes steps on one
+core less than it has, because other threads read requests and write answers meanwhile.
 
 Base model and adapters answer in the same step: every row has a mask of the adapters' ranks (models/lora_linear.py).
 Where all rows are those of the only adapter, or of the base model, the step is the one of `generate_answers`.
