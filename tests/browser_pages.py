@@ -1,5 +1,6 @@
 """A real browser for pages: Debian's Chromium, headless, through Playwright. Tests that need it skip without."""
 
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -22,6 +23,21 @@ def browser() -> Iterator[Any]:
         browser = running.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
+
+
+def expect(locator: Any) -> Any:
+    """Playwright's assertions: they wait until they hold."""
+    from playwright.sync_api import expect
+
+    return expect(locator)
+
+
+def wait_until(view: Any, expression: str, seconds: float = 30) -> None:
+    """Wait until an expression is true in the page. Playwright's own way needs `eval`, which our pages forbid."""
+    deadline = time.monotonic() + seconds
+    while not view.evaluate(expression):
+        assert time.monotonic() < deadline, expression
+        view.wait_for_timeout(20)
 
 
 LOW_CONTRAST = """() => {

@@ -204,5 +204,6 @@ def test_images_have_the_said_scale(
     write_preview_page(tmp_path / "p.html", "a.json", [PreviewRow("row 2", images=[image], spans=SPANS)])
     with opened(tmp_path / "p.html", viewport={"width": 1280, "height": 900}) as page:
         assert f"Shown {text}." in str(page.view.locator("figure").text_content())
+        page.view.locator("figure img").evaluate("image => image.decode()")
         assert page.view.locator("figure img").bounding_box()["width"] == width
         assert page.complaints == []

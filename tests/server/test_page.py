@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from browser_pages import Opened, check_look
+from browser_pages import Opened, check_look, expect, wait_until
 from served_app import FakeScheduler, start_server
 
 from lorgnette.server.page import MAX_IMAGE_BYTES, read_static_files, render_page
@@ -44,9 +44,13 @@ class Asking:
         self.page, self.view = page, page.view
         self.prompt = self.view.get_by_label("Prompt")
 
-    def choose(self, path: Path) -> None:
-        self.view.set_input_files("#file", str(path))
-        self.view.get_by_role("img", name=path.name).wait_for()
+    def choose(self, path: Path, field: str = "#file") -> None:
+        """Choose a file and wait until it is the image that is shown. The same file gets another address."""
+        before = self.view.locator("#image").get_attribute("src")
+        self.view.set_input_files(field, str(path))
+        other = self.view.locator(f"#image:not([src='{before}'])")
+        self.view.get_by_role("img", name=path.name).and_(other).wait_for()
+        other.evaluate("image => image.decode()")
 
     def give(self, event: str, name: str, media_type: str, content: bytes) -> None:
         """Drop or paste a file."""
@@ -112,6 +116,9 @@ def open_page(tab: Opened, opened: Callable[..., Opened]) -> Callable[..., Any]:
                 yield Asking(page)
             finally:
                 page.view.unroute_all()
+            deadline = time.monotonic() + 5
+            while len(page.complaints) < complaints and time.monotonic() < deadline:  # they come in their own time
+                page.view.wait_for_timeout(10)
             assert len(page.complaints) == complaints, page.complaints
             own = (f"{server.root}/", f"blob:{server.root}/")
             assert [url for url in page.requests if not url.startswith(own)] == []
@@ -154,17 +161,12 @@ def test_images_are_dropped_pasted_chosen_and_photographed(
         assert phone.view.get_by_text("Take a photo").is_visible()
         assert phone.view.locator("#camera").get_attribute("capture") == "environment"
         assert not phone.view.get_by_text("Drop an image").is_visible()
-        phone.view.set_input_files("#camera", str(photo))
-        phone.view.get_by_role("img", name=photo.name).wait_for()
+        phone.choose(photo, "#camera")
         below = "document.querySelector('.answer').getBoundingClientRect().bottom > innerHeight"
         assert phone.view.evaluate(below)
         phone.prompt.press("Enter")
         phone.wait("done")
-        for _ in range(500):  # the page scrolls to the answers
-            if not phone.view.evaluate(below):
-                break
-            phone.view.wait_for_timeout(20)
-        assert not phone.view.evaluate(below)
+        wait_until(phone.view, f"!({below})")  # the page scrolls to the answers
         assert phone.view.evaluate("document.activeElement.id") != "prompt"  # the keyboard is closed
     with open_page(fake_server) as page:
         assert not page.view.get_by_text("Take a photo").is_visible()
@@ -223,14 +225,14 @@ def test_escape_and_the_button_stop(open_page: Callable[..., Any], fake_server: 
             assert page.view.evaluate("document.activeElement.id") == "prompt"
         page.view.keyboard.press("Enter")
         page.wait_for_words()
-        fake_server.scheduler.step_seconds = 0.0
         page.view.keyboard.press("Enter")  # anew: only the last question's answers are shown
+        deadline = time.monotonic() + 20
+        while len(fake_server.scheduler.cancelled) < 6 and time.monotonic() < deadline:
+            page.view.wait_for_timeout(10)
+        fake_server.scheduler.step_seconds = 0.0
         page.wait("done")
         assert (page.text("base"), page.text("captions")) == (BASE_TEXT, TUNED_TEXT)
     assert len(fake_server.scheduler.rows) == 8
-    deadline = time.monotonic() + 20
-    while len(fake_server.scheduler.cancelled) < 6 and time.monotonic() < deadline:
-        time.sleep(0.01)
     assert set(fake_server.scheduler.cancelled) == set(fake_server.scheduler.rows[:6])
 
 
@@ -250,19 +252,21 @@ def test_errors_are_shown_in_words(open_page: Callable[..., Any], fake_server: A
         assert 0 < len(page.text("base")) < len(BASE_TEXT)
         scheduler.reset()
         urls = "**/v1/chat/completions"
-        for answer, said in (
-            (lambda route: route.abort(), "The server does not answer. Start it again"),
-            (lambda route: route.fulfill(status=401, json={"error": {"message": "no"}}), "Open the address"),
-        ):
-            page.view.route(urls, answer)
+        answers = {
+            "The server does not answer. Start it again": lambda route: route.abort(),
+            "Open the address": lambda route: route.fulfill(status=401, json={"error": {"message": "no"}}),
+            "The answer broke off: the server has gone.": lambda route: route.fulfill(
+                content_type="text/event-stream", body='data: {"cho'
+            ),
+        }
+        said = ""
+        page.view.route(urls, lambda route: answers[said](route))
+        page.view.reload()  # a page that has asked before may ask past a new route
+        page.choose(photo)
+        for said in answers:
             page.view.keyboard.press("Enter")
             page.wait("failed")
             assert said in page.problem()
-            page.view.unroute(urls)
-        page.view.route(urls, lambda route: route.fulfill(content_type="text/event-stream", body='data: {"cho'))
-        page.view.keyboard.press("Enter")
-        page.wait("failed")
-        assert page.problem().startswith("The answer broke off: the server has gone.")
         assert any(page.problem() in text for text in page.announced())
 
 
@@ -274,6 +278,7 @@ def run_example(page: Asking, name: str, folder: Path) -> str:
     prompt = page.prompt.input_value()
     page.prompt.fill("")
     page.prompt.press("Control+V")  # text is pasted as text
+    expect(page.prompt).not_to_have_value("")
     command = page.prompt.input_value()
     page.prompt.fill(prompt)
     program = ["sh", "-c", command] if name == "curl" else [sys.executable, "-c", command]
@@ -350,7 +355,8 @@ def test_the_keyboard_alone_is_enough(open_page: Callable[..., Any], fake_server
         page.wait("done")
         assert page.view.get_by_role("heading", name="Untuned", level=3).is_visible()
         assert page.view.get_by_role("article", name="captions").is_visible()
-        fake_server.scheduler.step_seconds = 0.2
+        assert len(fake_server.scheduler.rows) == 2
+        fake_server.scheduler.step_seconds = 0.5
         page.view.keyboard.press("Enter")
         page.wait("busy")
         assert page.view.evaluate(LINE_ANIMATION) == "none"
@@ -362,6 +368,7 @@ def test_the_page_fits_every_window(open_page: Callable[..., Any], fake_server: 
         page.choose(photo)
         page.view.keyboard.press("Enter")
         page.wait("cut", 1)
+        page.wait("done", 1)
         assert page.facts("captions").endswith("cut at 128 tokens")
         check_look(page.page)
         page.view.get_by_role("button", name="Use light colors").click()
@@ -507,7 +514,7 @@ def test_several_adapters_are_a_choice(
         third.check()
         page.wait("done", 3)
         assert [page.text(each.name) for each in (base, tuned, other)] == [BASE_TEXT, TUNED_TEXT, "Two cats."]
-        scheduler.step_seconds = 0.5
+        scheduler.step_seconds, scheduler.answers[1] = 0.5, BASE_TEXT
         page.prompt.press("Enter")
         page.wait("busy", 3)
         for name in ("Untuned", "captions", other.name):

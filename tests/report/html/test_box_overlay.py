@@ -74,6 +74,7 @@ def test_a_browser_draws_them_at_their_place(
     path = request.getfixturevalue(name)
     with opened(path, viewport={"width": 1200, "height": 900}) as page:
         page.view.locator(".boxed").scroll_into_view_if_needed()
+        page.view.locator(".boxed img").evaluate("image => image.decode()")
         image = page.view.locator(".boxed img").bounding_box()
         drawn = page.view.evaluate("""() => [...document.querySelectorAll('.boxed g')].map(group => {
             const {x, y, width, height} = group.querySelector('.line').getBoundingClientRect()

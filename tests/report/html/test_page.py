@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser_pages import expect, wait_until
 from PIL import Image
 
 from lorgnette.metrics.score import ScoreRow
@@ -240,8 +241,7 @@ def test_the_keyboard_reaches_links_buttons_strips_and_charts(opened: Callable[.
         strip.focus()
         for _ in range(3):
             page.view.keyboard.press("ArrowRight")
-        page.view.wait_for_timeout(300)
-        assert strip.evaluate("e => e.scrollLeft") > 0
+        wait_until(page.view, "document.querySelector('.timeline').scrollLeft > 0")
 
 
 def test_the_page_works_without_a_script(opened: Callable[..., Any], page_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_pointer_and_arrow_keys_show_values(opened: Callable[..., Any], page_pat
         page.view.keyboard.press("Escape")
         assert readout.text_content() == ""
         plot.hover()
-        assert "step 3" in str(readout.text_content())  # the middle of 1 … 62
+        expect(readout).to_contain_text("step 3")  # the middle of 1 … 62
         assert page.complaints == []
 
 
@@ -300,6 +300,7 @@ def test_curves_are_copied_and_downloaded_as_csv(opened: Callable[..., Any], pag
         assert text.splitlines()[:2] == ["step,training loss,eval loss,lr", "0,,,0.0001"]
         page.view.evaluate("Object.defineProperty(navigator.clipboard, 'writeText', {value: t => (window.copied = t)})")
         page.view.locator("details[open] button", has_text="Copy CSV").click()
+        wait_until(page.view, "window.copied")
         assert page.view.evaluate("copied") == text
         assert page.complaints == []
 
