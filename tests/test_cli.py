@@ -24,6 +24,7 @@ COMMANDS = {
     "preview": "WORDS --rows --out",
     "plan": "WORDS --memory --gpu --gpus --json",
     "train": "WORDS --resume --gpus",
+    "teach": "WORDS --prompt --captions --run --labels --every --blind --order --review --host --port --allow-host",
     "predict": "SOURCE --adapter --model --prompt --both --images-from --image-column --caption-column --image-size"
     " --out --max-new-tokens --batch-size --temperature --top-p --seed --device",
     "serve": "NAMED_MODELS --model --host --port --api-key --allow-host --cors --max-new-tokens --image-size --device",

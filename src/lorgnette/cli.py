@@ -46,6 +46,7 @@ METRICS_HELP = (
 IMAGE_SIZE_HELP = "native, train, or height and width in pixels (280x420); default: as the adapter's run answers"
 SETTINGS_HELP = "settings, as epochs=3 or --epochs 3; `lorgnette settings` lists them"
 WORDS_HELP = f"a recipe's name or file, a data file or folder, and {SETTINGS_HELP}"
+TEACH_HELP = f"a folder of images, a data file without answers, `demo`, or a run of `teach`; and {SETTINGS_HELP}"
 RUN_OR_MODEL_HELP = "a run, an adapter, `base`, a model, or a file of saved answers (.jsonl)"
 SERVED_HELP = (
     "runs, adapters or a model, each under its run's name or NAME; the base model is served beside them as `base`"
@@ -82,6 +83,12 @@ MaxNewTokens = Annotated[
 BatchSize = Annotated[int, Option(min=1, help="answers generated at once")]
 Gpus = Annotated[
     str | None, Option(metavar="N", help="how many GPUs train together, or all; with device=cpu: processes")
+]
+Port = Annotated[
+    int | None, Option(min=0, max=65535, help="the port, 0 for any; default: 8787, or the next that is free")
+]
+AllowHost = Annotated[
+    list[str] | None, Option(metavar="NAME", help="another name of this server, which clients use; repeatable")
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], Option(help="where the model runs")]
 AsJson = Annotated[bool, Option("--json", help="print the result as JSON")]
@@ -237,6 +244,46 @@ def train(
 
 
 @app.command()
+def teach(
+    words: Annotated[
+        list[str] | None, Argument(metavar="IMAGES|SETTING=VALUE", help=TEACH_HELP, autocompletion=complete_words)
+    ] = None,
+    prompt: Annotated[str | None, Option(help="the question about every image; default: data.prompt")] = None,
+    captions: Annotated[Path | None, Option(help="a data file with answers from before, which are trained on")] = None,
+    run: Annotated[
+        Path | None, Option(help="the run's folder; default: runs/teach-NAME, with which the same command goes on")
+    ] = None,
+    labels: Annotated[
+        str | None, Option(help="what an answer must be: cat,dog,…, or a file with one label a line")
+    ] = None,
+    every: Annotated[int, Option(min=1, metavar="N", help="train after every N answers, once there are 8")] = 8,
+    blind: Annotated[
+        int, Option(min=0, metavar="N", help="show every Nth image without a suggestion, to compare; 0: none")
+    ] = 0,
+    order: Annotated[
+        Literal["shuffled", "hardest"], Option(help="hardest: every second image is one with an unsure suggestion")
+    ] = "shuffled",
+    review: Annotated[
+        str | None, Option(metavar="NAME", help="show the answered images again, to a person of this name")
+    ] = None,
+    host: Annotated[
+        str, Option(help="the address to answer on; others than loopback let other machines in")
+    ] = "127.0.0.1",
+    port: Port = None,
+    allow_host: AllowHost = None,
+) -> None:
+    """Correct a model's answers on a page, image after image, while it learns from them; until Ctrl-C."""
+    from lorgnette.commands.teach import read_words
+
+    request = read_words(words or [], run)
+    lorgnette.teach(
+        request.images, settings=_load_settings(request.request), prompt=prompt, captions=captions, run=request.run,
+        labels=labels, every=every, blind=blind, order=order, review=review, host=host, port=port,
+        allow_host=allow_host or (),
+    )  # fmt: skip
+
+
+@app.command()
 def predict(
     source: Annotated[list[Path] | None, Argument(help="images, a folder of images, or a data file")] = None,
     adapter: Annotated[Path | None, Option(help="a run, or its adapter folder; default: the model alone")] = None,
@@ -271,15 +318,11 @@ def serve(
     named_models: Annotated[list[str] | None, Argument(metavar="[NAME=]RUN_OR_MODEL", help=SERVED_HELP)] = None,
     model: BaseModel = None,
     host: Annotated[str, Option(help="the address to answer on; others than loopback need a key")] = "127.0.0.1",
-    port: Annotated[
-        int | None, Option(min=0, max=65535, help="the port, 0 for any; default: 8787, or the next that is free")
-    ] = None,
+    port: Port = None,
     api_key: Annotated[
         str | None, Option(help="the key that clients need; better in the environment: LORGNETTE_API_KEY")
     ] = None,
-    allow_host: Annotated[
-        list[str] | None, Option(metavar="NAME", help="another name of this server, which clients use; repeatable")
-    ] = None,
+    allow_host: AllowHost = None,
     cors: Annotated[
         list[str] | None, Option(metavar="ORIGIN", help="let pages of this origin use the API; repeatable")
     ] = None,

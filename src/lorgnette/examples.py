@@ -31,6 +31,11 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
         "lorgnette train captions.csv model=Qwen3-VL-4B --epochs 3 gpus=4",
         "lorgnette train --resume runs/captions",
     ),
+    "teach": (
+        "lorgnette teach demo",
+        "lorgnette teach photos --prompt 'What is it?' --labels cat,dog",
+        "lorgnette teach photos model=Qwen3-VL-4B --captions captions.csv",
+    ),
     "predict": (
         "lorgnette predict photo.jpg --adapter runs/captions --both",
         "lorgnette predict photos --adapter runs/captions --out answers.jsonl",
