@@ -18,6 +18,7 @@ from lorgnette.teaching.score import Outcome, Score
 SUGGESTION = "A small red car to the left of a big green tree."
 COMMAND = "lorgnette teach photos"
 RUN = "/runs/teach-photos"
+TOKEN = "token-of-this-test"
 
 
 @dataclass
@@ -113,13 +114,8 @@ class FakeSession:
         current = self.state["current"]
         if current is None or current["id"] != id:
             raise ApiError(409, f"{id} is answered already", code="stale")
-        past = {
-            "id": id,
-            "image": current["image"],
-            "name": current["name"],
-            "text": text,
-            "suggestion": current["text"],
-        }
+        shown = {name: current[name] for name in ("image", "name")}
+        past = {"id": id, "text": text, "suggestion": current["text"], **shown}
         counts = self.state["counts"]
         answered = {**counts, "answered": counts["answered"] + 1, "left": counts["left"] - 1}
         self.change(history=[past, *self.state["history"]][:8], counts=answered)
@@ -142,9 +138,8 @@ class FakeSession:
 
     def mend(self, tab: str, id: str, text: str) -> int:
         self._call("mend", tab, id, text)
-        return self.change(
-            history=[{**past, "text": text} if past["id"] == id else past for past in self.state["history"]]
-        )
+        history = [{**past, "text": text} if past["id"] == id else past for past in self.state["history"]]
+        return self.change(history=history)
 
     def draft(self, tab: str, id: str, text: str) -> int:
         self._call("draft", tab, id, text)
@@ -189,11 +184,13 @@ class Taught:
 
 
 @contextmanager
-def start_taught(session: Any, paths: Sequence[Path], port_number: int = 0, **options: Any) -> Iterator[Taught]:
+def start_taught(
+    session: Any, paths: Sequence[Path], port_number: int = 0, token: str = TOKEN, **options: Any
+) -> Iterator[Taught]:
     """The app on a port. options: more of `build_app`."""
     images = SimpleNamespace(folder=paths[0].parent, paths=paths)
     with open_port("127.0.0.1", port_number) as port:
-        settings = GuardSettings("127.0.0.1", port.getsockname()[1])
+        settings = GuardSettings("127.0.0.1", port.getsockname()[1], token=token)
         app = build_app(session, images, settings, **{"run": RUN, "command": COMMAND, **options})
         with HttpServer(app, port, on_stop=session.close):
             yield Taught(f"http://127.0.0.1:{settings.port}", session, settings)

@@ -195,10 +195,13 @@ export class PageView {
   }
 
   #enlarge() {
-    const large = byId("large-image");
-    Object.assign(large, { src: this.image.src, alt: this.image.alt });
-    byId("large").showModal();
-    byId("large").addEventListener("close", () => byId("field").focus({ preventScroll: true }), { once: true });
+    const large = byId("large"), image = build("img", { src: this.image.src, alt: this.image.alt });
+    large.append(image);
+    large.showModal();
+    large.addEventListener("close", () => {
+      image.remove();
+      byId("field").focus({ preventScroll: true });
+    }, { once: true });
   }
 
   /** A phone's keyboard leaves less height than CSS knows. */

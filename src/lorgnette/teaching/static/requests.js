@@ -50,7 +50,7 @@ export class StateFeed {
     for (let version = -1, numFailures = 0; ;) {
       try {
         if (version < 0) await this.connect();
-        const state = await request(`/state?tab=${this.tab}&after=${version}`);
+        const state = await this.read(version);
         [version, numFailures] = [state.version, 0];
         this.onState(state);
       } catch (error) {
@@ -61,6 +61,9 @@ export class StateFeed {
       }
     }
   }
+
+  /** The state once it is newer than `version`, or after some time. */
+  read(version = -1) { return request(`/state?tab=${this.tab}&after=${version}`); }
 
   /** Ends the pause before the next try. */
   hurry() { this.#hurry(); }

@@ -72,12 +72,12 @@ const fill = () => {
   const isFirst = !entry.isMend && !entry.isTouched && view.current.round === 0 && view.current.state === "ready";
   field.setSelectionRange(isFirst ? 0 : entry.text.length, entry.text.length);
   field.scrollTop = 0;
-  queueMicrotask(focusField);  // once it is drawn
+  queueMicrotask(() => focusField());  // once it is drawn
 };
 
-const focusField = () => {
+const focusField = (isAsked = false) => {
   const { activeElement } = document, isAtWork = activeElement === document.body || activeElement.closest("#form, #history");
-  if (large.open || !isAtWork || !(hasMouse || activeElement === field)) return;  // a phone would open its keyboard
+  if (large.open || !(isAtWork || isAsked) || !(hasMouse || activeElement === field)) return;  // a phone would open its keyboard
   (store.state.view.labels.length ? labels.querySelector(":checked") ?? labels.querySelector("input") : field)?.focus({ preventScroll: true });
 };
 
@@ -94,19 +94,18 @@ const lose = (error) => {
   store.set({ lost: lost?.kind === kind ? lost : { kind, text: error.message }, ...(sending && { sending: null }) });
 };
 
-let isOwnTab = true;
+/** The newest page of a run has it. Another one may have come while the server was gone. */
 const connect = async () => {
-  if (isOwnTab) await post("claim", { tab, run: data.run });
+  const { view, lost } = store.state;
+  const isAnew = view?.tab === "own" && lost?.kind === "gone" && (await feed.read()).start !== view.start;
+  if (!view || isAnew) await post("claim", { tab, run: data.run });
+  await sendPending();
+};
+const sendPending = async () => {
   const pending = readPending();
   if (pending?.run === data.run) await deliver(pending);
 };
-const feed = new StateFeed({
-  tab, connect, onLost: lose,
-  onState: (view) => {
-    isOwnTab = view.tab === "own";
-    receive(view);
-  },
-});
+const feed = new StateFeed({ tab, connect, onState: receive, onLost: lose });
 
 // ---- What the user does
 
@@ -134,6 +133,7 @@ const deliver = async (pending) => {
     return version;
   } catch (error) {
     if (!(error instanceof Refusal) || error.status === 401) throw error;
+    if (error.code === "other_tab") return null;  // it is sent once the user takes the run over
     keepPending(null);
     const isShown = own?.id === answer.id;
     store.set({ problem: page.explain(error.message) + (isShown ? "" : ` Your words were: ${answer.text}`) });
@@ -198,7 +198,7 @@ const undo = () => {
 };
 const train = () => { if (!byId("train").disabled) act("train"); };
 const finish = () => act("finish");
-const claim = () => act("claim").then((done) => { isOwnTab ||= Boolean(done); });
+const claim = async () => { if (await act("claim")) await sendPending().catch(lose); };
 
 /** The suggestion grows no further, and may be changed. */
 const stop = () => {
@@ -306,7 +306,7 @@ for (const [id, command] of Object.entries({ skip, undo, train, finish, back: le
 }
 byId("go-on").addEventListener("click", () => {
   store.set({ goesOn: true });
-  queueMicrotask(focusField);
+  queueMicrotask(() => focusField(true));
 });
 document.addEventListener("visibilitychange", () => { if (!document.hidden) feed.hurry(); });
 feed.follow();
