@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lorgnette.config import TARGET_MODULES
 from lorgnette.device import release_workspaces
-from lorgnette.engine import loading
+from lorgnette.engine import fast, loading
 from lorgnette.engine.cuda_graphs import BatchShape, StaticInputs
 from lorgnette.engine.fast import FastEngine
 from lorgnette.lora.flat_params import FlatLoraParams
@@ -199,6 +199,23 @@ def test_graphs_are_captured_ahead_for_shares_of_other_sizes(
         assert captured[0] == BatchShape.covering(batches)
     assert [shape.tokens for shape in captured] == sorted((shape.tokens for shape in captured), reverse=True)
     assert all(any(shape.fits(BatchShape.from_batch(batch)) for shape in captured) for batch in batches)
+
+
+def test_the_shapes_that_were_used_last_are_kept(
+    make_engine: Callable[..., FastEngine], encoded: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shapes that come once, as those of evaluations, do not push out the graphs of all steps."""
+    monkeypatch.setattr(fast, "MAX_GRAPHS", 2)
+    engine = make_engine()
+    engine._use_padding = True  # as on CUDA; nothing is computed here
+    batches = [pack(encoded[:1] * count, 10) for count in (1, 8, 16, 32)]
+    engine.features.prepare(batches[0].grids)
+    often, *others = batches
+    kept = engine._load_batch(often)
+    for batch in others:
+        inputs = engine._load_batch(batch)
+        assert engine._load_batch(often) is kept
+        assert engine._static_inputs == {kept.shape: kept, inputs.shape: inputs}
 
 
 @CUDA

@@ -1,8 +1,9 @@
 """Answers of both engines come in order, and do not depend on the batch. (They equal transformers': parity/.)"""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.inference import decode, hf_generate, sampling
 from lorgnette.inference.decode import CHECK_INTERVAL, generate_tokens
 from lorgnette.inference.generator import Generator
-from lorgnette.inference.sampling import SamplingParams
+from lorgnette.inference.sampling import AnswerWatcher, SamplingParams
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
@@ -155,6 +156,39 @@ def test_only_sampling_depends_on_the_seed(answer: Answer, conversations: list[E
 
 def test_an_answer_without_an_end_token_is_said_to_be_cut(answer: Answer, conversations: list[Example]) -> None:
     assert not any(p.is_complete for p in answer(conversations[:1], replace(SAMPLING, max_new_tokens=1)))
+
+
+def test_the_tokens_of_growing_answers_are_shown(
+    answer: Answer, processor: Processor, conversations: list[Example]
+) -> None:
+    """By example, without end tokens; an answer that is ended keeps what was shown, and the others go on."""
+    sampling = replace(SAMPLING, max_new_tokens=3 * CHECK_INTERVAL)
+    whole = answer(conversations[:3], sampling)
+    shown: dict[int, list[list[int]]] = {0: [], 1: [], 2: []}
+
+    def show(index: int, ids: Sequence[int]) -> bool:
+        shown[index].append(list(ids))
+        return index != 1 or len(shown[1]) < 2
+
+    answers = answer(conversations[:3], sampling, on_tokens=show)
+    for index in (0, 2):
+        assert answers[index] == whole[index]
+        assert processor.tokenizer.decode(shown[index][-1]) == whole[index].text
+        assert len(shown[index]) > 1
+        assert all(longer[: len(ids)] == ids for ids, longer in pairwise(shown[index]))
+    assert len(shown[1]) == 2, "it is not shown again"
+    assert answers[1].text == processor.tokenizer.decode(shown[1][-1])
+    assert whole[1].text.startswith(answers[1].text)
+    assert len(answers[1].text) < len(whole[1].text)
+    assert not answers[1].is_complete
+    ids = processor.tokenizer.encode("a red car")
+    eos = processor.tokenizer.control_tokens["<|im_end|>"]
+    calls: list[tuple[int, list[int]]] = []
+    watcher = AnswerWatcher(lambda index, ids: bool(calls.append((index, list(ids)))), [5, 6], [eos])
+    assert watcher.show([[*ids, eos, eos], ids]) == [1], "an answer with its end token has ended by itself"
+    assert watcher.show([[*ids, eos, eos, eos], [*ids, 1]]) == [1]
+    assert calls == [(5, ids), (6, ids)]
+    assert watcher.cut([[*ids, eos, eos, eos], [*ids, 1]]) == [[*ids, eos, eos, eos], ids]
 
 
 def test_an_unreadable_image_is_an_error_with_its_name(answer: Answer, image_files: list[Path], tmp_path: Path) -> None:

@@ -223,8 +223,8 @@ def test_both_engines_train_the_same_adapter(prepare_run: PrepareRun, tmp_path: 
 
 
 def test_progress_counts_the_images_of_the_data_only() -> None:
-    counts: list[int] = []
-    advance = limit_progress(30, lambda count, note="": counts.append(count))
+    counts: list[tuple[str, int]] = []
+    advance = limit_progress(30, *(lambda count, note="", who=who: counts.append((who, count)) for who in "ab"))
     for count in (16, 15):
         advance(count)
-    assert counts == [16, 14]
+    assert counts == [("a", 16), ("b", 16), ("a", 14), ("b", 14)]

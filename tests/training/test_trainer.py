@@ -20,7 +20,7 @@ from lorgnette.distributed import World, allocate_flat_grad
 from lorgnette.errors import LorgnetteError
 from lorgnette.training.random_state import set_rng_state
 from lorgnette.training.sampler import BatchSampler, select_examples
-from lorgnette.training.trainer import StepReport, Trainer
+from lorgnette.training.trainer import NotFiniteError, StepReport, Trainer
 from lorgnette.types import IGNORE_INDEX, Encoded, Example, PackedBatch
 from tests.ranks import run_ranks
 
@@ -310,8 +310,9 @@ def test_a_step_that_is_not_finite_stops_the_run_and_changes_nothing(spoil: Call
         return spoil(loss) if len(callbacks.losses) == 2 else loss
 
     engine.spoil = spoil_third_step
-    with pytest.raises(LorgnetteError, match=r"step 3: loss .* not finite, the step was skipped") as caught:
+    with pytest.raises(NotFiniteError, match=r"step 3: loss .* not finite, the step was skipped") as caught:
         build_trainer(engine, change(save_steps=1)).train(callbacks)
+    assert [*caught.value.rows] == select_examples(2, 10, 4, 3)
     assert torch.equal(engine.table, tables[-1])
     assert callbacks.steps("step") == callbacks.steps("save") == [1, 2]
     earlier = select_examples(0, 10, 4, 3) + select_examples(1, 10, 4, 3)
