@@ -1,8 +1,10 @@
 """The command line: its commands and options, what each imports, and how quickly it answers."""
 
+import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import PIL.Image
@@ -310,3 +312,36 @@ def test_ctrl_c_prints_one_line(captions: Path, cli, monkeypatch) -> None:
     monkeypatch.setattr("lorgnette.commands.check.check", interrupt)
     done = cli("check", "captions.csv")
     assert (done.status, done.out, done.err) == (130, "", "stopped\n")
+
+
+@pytest.mark.parametrize("module", ["json", "typer", "rich.console", "numpy", "lorgnette.cli", "pydantic"])
+def test_ctrl_c_while_modules_are_imported_prints_one_line(module: str, tmp_path: Path) -> None:
+    """In a real process, just after this module."""
+    command = [sys.executable, "-X", "importtime", "-m", "lorgnette", "plan", "model=demo"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert any(line.rpartition("| ")[2].strip() == module for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        rest = [line for line in process.stderr.read().splitlines() if not line.startswith("import time:")]
+        output = process.stdout.read()
+    assert (rest, output) == (["stopped"], "")
+    assert process.wait() in (130, -signal.SIGINT)  # Python's own for an interrupt within exec(); shells say 130
+
+
+def test_an_interrupt_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    """As in a script's background job."""
+    code = """
+import os, signal
+import lorgnette.__main__, lorgnette.cli
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+lorgnette.cli.main = lambda: os.kill(os.getpid(), signal.SIGINT)
+lorgnette.__main__.main()
+"""
+    done = run_python("-c", code, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_installed_command_is_that_of_the_package() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"lorgnette": "lorgnette.__main__:main"}

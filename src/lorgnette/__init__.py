@@ -9,9 +9,11 @@ docs/python.md shows all of it.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # `typing` has one too, but takes 20 ms, in which Ctrl-C is a traceback
 if TYPE_CHECKING:
+    from typing import Any
+
     from lorgnette import recipes
     from lorgnette.commands.check import check
     from lorgnette.commands.compare import compare
@@ -48,7 +50,7 @@ _MODULES = {
 """Where a public name is, if not in the command with its name."""
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Import a public name on first use: `check` must not wait for what `train` imports."""
     if name not in __all__:
         raise AttributeError(f"module 'lorgnette' has no attribute {name!r}")
