@@ -62,7 +62,7 @@ class DeviceThread:
     def _suggest(self, job: SuggestJob) -> None:
         """For all images at once. If that fails, for each alone, so that one cannot take the others with it."""
         session = self._session
-        on_text = partial(self._show_text, job) if job.purpose == "current" else None
+        on_text = partial(self._show_text, job) if job.purpose == "current" else self._goes_on
         try:
             suggestions = self._learner.suggest(job.images, tuned=job.tuned, on_text=on_text)
         except LorgnetteError as error:
@@ -70,11 +70,16 @@ class DeviceThread:
                 session.refuse_suggestion(job.images[0], error, is_memory=_has_memory_cause(error))
                 return
         else:
-            session.receive_suggestions(job, suggestions)
+            if not session.is_closed:  # else they are cut off
+                session.receive_suggestions(job, suggestions)
             return
         for image in job.images:
             if not session.is_closed:
                 self._suggest(SuggestJob((image,), job.purpose, job.tuned))
+
+    def _goes_on(self, _position: int, _text: str) -> bool:
+        """So that the end of the session does not wait for many long suggestions."""
+        return not self._session.is_closed
 
     def _show_text(self, job: SuggestJob, _position: int, text: str) -> bool:
         return self._session.show_text(job.images[0], text)
