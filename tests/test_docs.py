@@ -79,8 +79,8 @@ def test_readme_make_targets_exist() -> None:
 
 @pytest.fixture
 def own_images(here: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two CSVs, a photo, a folder of them, and a small model under the names of two in a hub's cache, as README's reader
-    has them."""
+    """Two CSVs, a photo, a folder of photos, and a small model under the names of two in a hub's cache, as README's
+    reader has them."""
     monkeypatch.setenv("MODELSCOPE_CACHE", str(here / "cache"))
     for model in (config.Settings().model, "Qwen/Qwen3-VL-2B-Instruct"):
         shutil.copytree(tiny, modelscope.get_cache_folder("model", model, "master"))
