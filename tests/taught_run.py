@@ -108,10 +108,26 @@ class FakeLearner:
         self.is_closed = True
 
 
+class WatchedSession(Session):
+    """idle_version: of the state for which the device thread last had nothing to do."""
+
+    idle_version = 0
+
+    def _choose_job(self) -> Any:
+        job = super()._choose_job()
+        if job is None:
+            self.idle_version = self._version
+        return job
+
+    @property
+    def is_idle(self) -> bool:
+        return self.idle_version == self._version
+
+
 class Run(NamedTuple):
     """A run that is open."""
 
-    session: Session
+    session: WatchedSession
     learner: FakeLearner
     images: ImageList
     folder: Path
@@ -138,9 +154,12 @@ class Run(NamedTuple):
         return current
 
     def until_idle(self) -> dict[str, Any]:
-        """Once no round runs or is due, and suggestions are in hand."""
-        time.sleep(0.05)
-        return self.until(lambda view: view["round"] is None)
+        """Once the device thread has nothing to do."""
+        deadline = time.monotonic() + 10
+        while not self.session.is_idle:
+            assert time.monotonic() < deadline, self.session.view(TAB)
+            time.sleep(0.001)
+        return self.session.view(TAB)
 
 
 def open_images(folder: Path, num_images: int) -> ImageList:
@@ -167,7 +186,7 @@ def open_run(
         thread = None
         try:
             settings = SessionOptions(**{"model": "fake", "prompt": "What?", "seed": 3, **options})
-            session = Session(journal, images, settings, locked)
+            session = WatchedSession(journal, images, settings, locked)
             thread = DeviceThread(session, learner)  # type: ignore[arg-type]
             yield Run(session, learner, images, run_dir.path)
         finally:

@@ -62,9 +62,9 @@ class ImageQueue:
         self.items = [item for item in self.items if item.image not in used]
         if not self.items:
             return self._draw(used)
-        wanted = "hardest" if self._use_hardest and len(used) % 2 else None
+        is_second = self._use_hardest and len(used) >= NUM_SPREAD and len(used) % 2 == 1
         hardest = [item for item in self.items if item.pick == "hardest" and item.surety is not None]
-        if wanted and hardest:
+        if is_second and hardest:
             return min(hardest, key=lambda item: item.surety or 0.0)
         return next((item for item in self.items if item.pick != "hardest"), self.items[0])
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
-from jaxtyping import Float32
+from numpy.typing import NDArray
 
 from lorgnette.data.images import read_image_size
 from lorgnette.errors import LorgnetteError
@@ -388,11 +388,12 @@ class Session:
                 self._bump()
 
     def complete_loading(
-        self, broken: Mapping[int, LorgnetteError], means: Float32[np.ndarray, "N C"], loaded_round: int
+        self, broken: Mapping[int, LorgnetteError], means: NDArray[np.float32], loaded_round: int
     ) -> None:
-        """The model can be used. broken: image → what is wrong with it. loaded_round: whose adapter was read; 0: none.
+        """The model can be used.
 
-        A round comes first if there are answers that the model does not know.
+        broken: image → what is wrong with it. means: of each image's features, [N, C]. loaded_round: whose adapter was
+        read; 0: none. A round comes first if there are answers that the model does not know.
         """
         with self._changed:
             self._broken |= {number: error.message for number, error in broken.items()}
