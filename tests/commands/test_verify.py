@@ -112,6 +112,7 @@ def test_intact_adapter(
         "--max-lora-rank 16"
     )
     assert "112×112" in usage["images"]
+    assert usage["serve"] == f"lorgnette serve {run / 'adapter'}"
     program = tmp_path / "program.py"
     program.write_text(
         "import sys; from peft import PeftModel; from transformers import AutoModelForImageTextToText; "
@@ -259,9 +260,16 @@ def test_vllm_line_of_more_than_plain_lora_says_merge(adapter: Path) -> None:
     usage = dict(verify_module.describe_usage(judgement))
     assert usage["vLLM"] == "merge it first (lorgnette merge): its adapter_config.json sets use_dora"
     assert usage["PEFT"].startswith("PeftModel.from_pretrained(")
+    assert usage["serve"] == "merge it first (lorgnette merge): the adapter's use_dora True"
     # An adapter that `merge` refuses is not sent there.
     usage = dict(verify_module.describe_usage(replace(judgement, merge_obstacle="it cannot be merged: so")))
     assert usage["vLLM"] == "does not load it: it cannot be merged: so"
+
+
+def test_serve_line_names_a_base_model_that_is_not_the_recorded_one(adapter: Path) -> None:
+    judgement = judge_adapter(str(BUILT_IN_MODEL), adapter, Terminal())
+    serve = dict(verify_module.describe_usage(judgement))["serve"]
+    assert serve == f"lorgnette serve {adapter} --model {BUILT_IN_MODEL}"
 
 
 @pytest.mark.parametrize(("rank", "max_rank"), [(1, 8), (8, 8), (9, 16), (64, 64), (300, 512)])

@@ -48,6 +48,20 @@ def test_without_a_terminal_there_is_no_progress_bar() -> None:
     assert not output.getvalue()
 
 
+def test_the_time_of_work_is_shown_on_a_terminal_until_it_is_done() -> None:
+    terminal, output = build_terminal(is_terminal=True)
+    with terminal.show_time("loading"):
+        terminal.print("a line meanwhile")
+    text = output.getvalue()
+    assert "loading    0:00:00" in text
+    assert "a line meanwhile" in text
+    assert text.endswith("\x1b[2K")  # the line is gone
+    terminal, output = build_terminal(is_terminal=False)
+    with terminal.show_time("loading"):
+        pass
+    assert not output.getvalue()
+
+
 def test_a_progress_bar_lets_errors_pass() -> None:
     terminal, _ = build_terminal(is_terminal=True)
     with pytest.raises(KeyboardInterrupt), terminal.show_progress("steps", 10):
@@ -81,6 +95,8 @@ def test_a_name_cannot_control_the_terminal(capsys: pytest.CaptureFixture[str]) 
         advance(1, HOSTILE)
     with terminal.show_transfer(HOSTILE) as receive:
         receive(1, 10)
+    with terminal.show_time(HOSTILE):
+        pass
     assert "\x1b[2J" not in output.getvalue()
     assert "\x9b" not in output.getvalue()
     print_result(HOSTILE)

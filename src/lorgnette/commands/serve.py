@@ -112,12 +112,14 @@ def serve(
         for name, spec in specs.items():
             terminal.print(f"model      {name}: {spec.title}")
         terminal.print("loading    the weights, until the first answer")
-        models = load_models(specs, device, max_new_tokens=max_new_tokens)
-        for line in _describe_answers(models.models):
-            terminal.print(line)
-        scheduler = Scheduler.from_models(models)
-        stack.callback(scheduler.close)
-        for remark in scheduler.wait_until_ready():
+        with terminal.show_time("loading"):
+            models = load_models(specs, device, max_new_tokens=max_new_tokens)
+            for line in _describe_answers(models.models):
+                terminal.print(line)
+            scheduler = Scheduler.from_models(models)
+            stack.callback(scheduler.close)
+            remarks = scheduler.wait_until_ready()
+        for remark in remarks:
             terminal.warn(remark)
         encoder = PromptEncoder(UploadStore())
         stack.callback(encoder.close)

@@ -10,7 +10,8 @@ from rich.console import Console
 from lorgnette.commands.predict import read_examples
 from lorgnette.device import select_device
 from lorgnette.inference.loading import ModelSpec
-from lorgnette.io.shell import quote_word
+from lorgnette.io.shell import format_command, quote_word
+from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.family import Family
 from lorgnette.report.console import Terminal
 from lorgnette.report.run import Run
@@ -108,7 +109,7 @@ def verify(
 
 
 def describe_usage(judgement: Judgement) -> tuple[tuple[str, str], ...]:
-    """Say how plain PEFT and vLLM load the adapter, and the size of its images."""
+    """Say how plain PEFT, vLLM and `serve` load the adapter, and the size of its images."""
     spec, report = judgement.spec, judgement.report
     assert spec is not None
     assert report is not None
@@ -131,7 +132,21 @@ def describe_usage(judgement: Judgement) -> tuple[tuple[str, str], ...]:
         words = ["vllm", "serve", base, "--enable-lora", "--lora-modules", f"tuned={adapter}"]
         words += ["--max-lora-rank", str(max_rank), *checks.list_vllm_options(spec.checkpoint.family)]
         vllm = " ".join(map(quote_word, words))
-    return ("PEFT", peft), ("vLLM", vllm), ("images", checks.describe_image_size(spec))
+    images = checks.describe_image_size(spec)
+    return ("PEFT", peft), ("vLLM", vllm), ("serve", describe_serving(spec)), ("images", images)
+
+
+def describe_serving(spec: ModelSpec) -> str:
+    """The command that serves the adapter beside its base model, or why `serve` does not run it."""
+    from lorgnette.engine.loading import explain_unsupported_inference
+
+    assert spec.adapter is not None
+    if reason := explain_unsupported_inference(spec.checkpoint, None):
+        return f"does not run {reason}"
+    if reason := explain_unsupported_inference(spec.checkpoint, SavedAdapter.load(spec.adapter)):
+        return f"merge it first (lorgnette merge): {reason}"
+    is_recorded = spec.metadata is not None and spec.metadata.model == spec.base_model
+    return format_command("serve", spec.adapter, *([] if is_recorded else ["--model", spec.base_model]))
 
 
 def format_nf4_options(family: Family) -> str:

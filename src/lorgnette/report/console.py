@@ -88,6 +88,19 @@ class Terminal:
             yield advance
 
     @contextmanager
+    def show_time(self, label: str) -> Iterator[None]:
+        """Show how long work of unknown length takes; nothing if the output is no terminal."""
+        if self._is_notebook or not self._console.is_terminal:
+            yield
+            return
+        from rich import progress as rich
+
+        columns = (rich.SpinnerColumn(), rich.TextColumn("{task.description:<10}"), rich.TimeElapsedColumn())
+        with rich.Progress(*columns, console=self._console, transient=True) as progress:
+            progress.add_task(escape_controls(label), total=None)
+            yield
+
+    @contextmanager
     def show_transfer(self, label: str) -> Iterator[TransferCallback]:
         """Show files and bytes as they are received; nothing if the output is neither a terminal nor a notebook."""
         if self._is_notebook:
