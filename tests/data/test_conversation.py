@@ -43,6 +43,17 @@ def test_a_prediction_needs_no_answer() -> None:
         check_conversation([], needs_answer=False)
 
 
+def test_in_a_chat_user_and_assistant_speak_in_any_order() -> None:
+    user, assistant, system = ("user", "a"), ("assistant", "b"), ("system", "s")
+    for turns in ([user, user], [assistant, user], [system, user, assistant, assistant, user]):
+        check_conversation(build_turns(*turns), needs_answer=False, alternates=False)
+        with pytest.raises(LorgnetteError):
+            check_conversation(build_turns(*turns), needs_answer=False)
+    for turns in ([], [system], [user, system, user], [user, ("user", " ")], [user, ("assistant", "")]):
+        with pytest.raises(LorgnetteError):
+            check_conversation(build_turns(*turns), needs_answer=False, alternates=False)
+
+
 @pytest.mark.parametrize(
     ("turns", "message"),
     [

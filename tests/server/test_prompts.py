@@ -5,16 +5,19 @@ import base64
 import io
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
+from transformers import AutoTokenizer
 
 from lorgnette import data
 from lorgnette.config import ProcessorSettings
 from lorgnette.errors import LorgnetteError
+from lorgnette.models.registry import FAMILIES
 from lorgnette.processing.processor import Processor
 from lorgnette.resolve import BUILT_IN_MODEL
 from lorgnette.server import prompts
@@ -80,6 +83,28 @@ def test_a_request_has_the_tokens_and_pixels_of_training(
     assert not np.array_equal(*(image[:28, :28] for image in pixels.values()))  # control
 
 
+@pytest.mark.parametrize("roles", ["uu", "suu", "uau", "uuau", "uaau", "au", "sau"])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_roles_in_any_order_are_what_transformers_makes_of_them(
+    model_type: str, roles: str, tiny_family: Callable[[str], Path], encoder: PromptEncoder, model: ServedModel
+) -> None:
+    """Two messages of one role stay two: the template writes each with its own role and end."""
+    folder = tiny_family(model_type)
+    processor = Processor.from_folder(folder, ProcessorSettings(image_size=None, image_tokens=(4, 30)))
+    names = {"s": "system", "u": "user", "a": "assistant"}
+    messages = [{"role": names[role], "content": f"a cat {number}"} for number, role in enumerate(roles)]
+    given = [Message.model_validate(each) for each in messages]
+    encoded, _ = asyncio.run(encoder.encode(replace(model, processor=processor), given))
+    tokenizer, options = AutoTokenizer.from_pretrained(folder), dict(FAMILIES[model_type].template_options)
+    template = processor.chat_template.source
+    texts = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
+    text = tokenizer.apply_chat_template(
+        texts, chat_template=template, add_generation_prompt=True, tokenize=False, **options
+    )
+    assert encoded.input_ids.tolist() == tokenizer(text)["input_ids"]
+    assert text.count("<|im_start|>") - ("s" not in roles and "helpful" in text) == len(roles) + 1
+
+
 def test_without_a_text_the_prompt_of_training_is_asked(encode: Callable[..., Prompt], image_files: list[Path]) -> None:
     image = image_part(image_files[0])
     asked = encode({"role": "user", "content": [image, {"type": "text", "text": "COCO Yes:"}]})[0].input_ids
@@ -121,7 +146,6 @@ def test_what_cannot_be_asked_is_refused_by_its_place(encode: Callable[..., Prom
          "unsupported_parameter", "tool_calls"),
         ([ask, {"role": "assistant", "content": "a"}], "messages", None, "last message"),
         ([{"role": "system", "content": [image]}, ask], "messages", None, "image"),
-        ([ask, ask], "messages", None, "turn 2"),
         ([ask, {"role": "system", "content": "a"}, ask], "messages", None, "turn 2"),
         ([{"role": "user", "content": "what is <image>"}], "messages.0.content", None, "the text has <image>"),
         ([{"role": "user", "content": [image, {"type": "text", "text": "<|image_pad|>"}]}], "messages.0.content", None,

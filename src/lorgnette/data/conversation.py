@@ -34,12 +34,13 @@ def merge_parts(parts: Iterable[TurnPart]) -> tuple[TurnPart, ...]:
     return tuple(result)
 
 
-def check_conversation(turns: Sequence[Turn], *, needs_answer: bool = True) -> None:
+def check_conversation(turns: Sequence[Turn], *, needs_answer: bool = True, alternates: bool = True) -> None:
     """Raise LorgnetteError unless the turns can be trained on.
 
     At most one system turn, first; then user and assistant in alternation, ending with the assistant; no empty turn (an
     empty answer would teach the model to be silent); images only in the user's turns, and no marker of an image that is
     not there; an answer with loss. needs_answer: False for a prediction, where the user may have the last word.
+    alternates: False for a chat, where user and assistant speak in any order; no answer is learned there.
     """
     has_system = bool(turns) and turns[0].role == "system"
     for number, turn in enumerate(turns, start=1):
@@ -49,7 +50,7 @@ def check_conversation(turns: Sequence[Turn], *, needs_answer: bool = True) -> N
         if turn.role == "system":
             raise LorgnetteError(f"turn {number} is a system turn", hint="put the system turn first, and only one")
         expected_role = "user" if (number - has_system) % 2 else "assistant"
-        if turn.role != expected_role:
+        if alternates and turn.role != expected_role:
             message = f"turn {number} is from the {turn.role}, but it must be from the {expected_role}"
             hint = "alternate user and assistant, the user first; join neighboring turns of one role"
             raise LorgnetteError(message, hint=hint)
@@ -60,7 +61,7 @@ def check_conversation(turns: Sequence[Turn], *, needs_answer: bool = True) -> N
     if not num_dialog or (num_dialog % 2 and needs_answer):
         hint = "add the assistant's answer at the end, or remove the row"
         raise LorgnetteError("no assistant turn answers the last user turn" if num_dialog else "no turns", hint=hint)
-    if not num_dialog % 2 and not any(turn.role == "assistant" and turn.has_loss for turn in turns):
+    if alternates and not num_dialog % 2 and not any(turn.role == "assistant" and turn.has_loss for turn in turns):
         hint = "mark an answer that is to be learned, or remove the row"
         raise LorgnetteError("the row marks every answer as not to be learned", hint=hint)
 

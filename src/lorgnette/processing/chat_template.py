@@ -69,8 +69,11 @@ class ChatTemplate:
         """What stands between the end of a prompt and the answer of this turn: usually nothing.
 
         A model that thinks first is asked with an open thought, which the template closes before an answer. None: the
-        answer does not begin as a prediction does. Such are earlier answers where only the last one has a thought.
+        answer does not begin as a prediction does. Such are earlier answers where only the last one has a thought, and
+        one before the first question.
         """
+        if all(role != "user" for role, _ in shape[:turn]):
+            return None
         number = sum(not is_image for _, parts in shape[:turn] for is_image in parts)
         pieces = self.render(shape, add_generation_prompt)
         before = _join_pieces(pieces[: pieces.index(number)])

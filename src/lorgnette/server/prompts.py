@@ -188,7 +188,7 @@ def _check_sizes(pixels: Mapping[ImageGrid, Pixels], patch_size: int) -> None:
 
 
 def _read_example(record: dict[str, Any]) -> Example:
-    return message_format.read_record(record, RowLocation(Path("request"), 1, 1))
+    return message_format.read_record(record, RowLocation(Path("request"), 1, 1), alternates=False)
 
 
 def _list_parts(message: Message) -> Sequence[ContentPart]:

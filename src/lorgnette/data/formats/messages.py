@@ -28,13 +28,15 @@ _Draft = tuple[placeholders.DraftTurn, tuple[str, ...]]
 """A turn, and the keys of its message that were not read."""
 
 
-def read_record(record: Mapping[str, Any], location: RowLocation) -> Example:
-    """The record's example."""
+def read_record(record: Mapping[str, Any], location: RowLocation, *, alternates: bool = True) -> Example:
+    """The record's example. alternates: False for a chat, where user and assistant speak in any order."""
     items = fields.require_objects(record.get("messages"), "messages")
     drafts = [_read_message(item, number, location) for number, item in enumerate(items, start=1)]
     unread_keys = fields.join_keys(*(keys for _, keys in drafts))
     turns = [turn for turn, _ in drafts]
-    return placeholders.build_example(record, location, turns, read_keys=("messages",), unread_keys=unread_keys)
+    return placeholders.build_example(
+        record, location, turns, read_keys=("messages",), unread_keys=unread_keys, alternates=alternates
+    )
 
 
 def _read_message(item: Mapping[str, Any], number: int, location: RowLocation) -> _Draft:

@@ -49,10 +49,12 @@ def build_example(
     *,
     read_keys: Sequence[str],
     unread_keys: tuple[str, ...] = (),
+    alternates: bool = True,
 ) -> Example:
     """The record's conversation: "system" first, the record's images and boxes in the placeholders.
 
     read_keys: keys of the record that were read for the drafts; unread_keys: keys of its turns that were not.
+    alternates: as of `check_conversation`.
     """
     image_key = _find_image_key(record, drafts)
     keys = (*read_keys, *READ_KEYS, *([image_key] if image_key in fields.IMAGE_KEYS else []))
@@ -67,7 +69,7 @@ def build_example(
     turns = tuple(_fill_placeholders(drafts, images, image_key or "images"))
     if fields.has_content(record.get("objects")):
         turns = objects.fill_turns(turns, record["objects"])
-    check_conversation(turns, needs_answer=False)
+    check_conversation(turns, needs_answer=False, alternates=alternates)
     return Example(fields.read_id(record, location.id), turns, location.source, location.row, unread_keys)
 
 
