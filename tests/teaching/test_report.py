@@ -58,11 +58,11 @@ def finish_round(events: list[Event], number: int, end_reason: str = "low") -> N
     events.append(RoundDone(t=3, round=number, answers=8, steps=31, loss=0.1234, seconds=1.5, end_reason=end_reason))
 
 
-def teach(taken: Sequence[bool], *, wrong: str = WRONG, end_reason: str = "low") -> list[Event]:
+def teach(taken: Sequence[bool], *, first: str = LONG, wrong: str = WRONG, end_reason: str = "low") -> list[Event]:
     """Four untuned suggestions that are wrong, then these."""
     events = open_run()
     for _ in range(4):
-        ask(events, LONG)
+        ask(events, first)
     finish_round(events, 1, end_reason)
     finish_round(events, 2, end_reason)
     for flag in taken:
@@ -170,6 +170,7 @@ def test_changes_are_found_word_by_word_also_in_chinese() -> None:
         (teach([True] * 7 + [False] * 9), "helped", "It learned some of it."),
         (teach([False] * 16), "helped", "It comes close."),
         (teach([False] * 16, wrong=LONG), "unsure", "Cannot say whether teaching helped."),
+        (teach([True] * 12 + [False] * 4, first=WRONG, wrong=LONG), "worked", "It learned most of it."),
         (teach([False] * 16, wrong=LONG, end_reason="limit"), "unchanged", "It does not learn this yet."),
     ],
 )

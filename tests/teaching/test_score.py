@@ -144,7 +144,7 @@ def test_words_of_chinese_are_characters() -> None:
 
 def test_effort_is_that_of_the_last_sixteen() -> None:
     script = Script()
-    for seconds in [50.0] * 16 + [3.0] * 16:
+    for seconds in [50.0] * 16 + [3.0] * 15 + [20.0]:
         script.ask("a cat", "a cat", seconds=seconds)
     recent = script.score.recent
     assert recent is not None
@@ -271,8 +271,21 @@ def test_flat_needs_two_full_windows_and_two_rounds() -> None:
     assert one_round.score.flat is not None  # its last suggestion is two rounds newer than the sixteenth
 
 
+def test_the_windows_of_flat_do_not_overlap() -> None:
+    script = Script()
+    for _ in range(7):
+        script.ask_many([True, False] * 2)
+        script.finish_round()
+    assert script.score.flat is None  # 28 answers, seven rounds
+    script.ask_many([True, False] * 2)
+    assert script.score.flat is not None
+
+
 def test_flat_is_not_said_where_it_is_enough() -> None:
     assert make_rounds([8, 8, 8, 8]).score.flat is None
+    script = make_rounds([8, 7, 8, 7])
+    assert script.score.is_enough
+    assert script.score.flat is None
 
 
 def test_two_rounds_with_a_high_loss_and_nothing_taken_are_unlearned() -> None:
@@ -369,11 +382,11 @@ def test_a_review_compares_with_the_answers_that_stood() -> None:
     review(script, "1.jpg", "cat")
     review(script, "2.jpg", "dog")  # the mended answer
     review(script, "3.jpg", "dog")
-    undone = review(script, "4.jpg", "dog")
+    undone = review(script, "4.jpg", "cat")
     script.events.append(Undone(t=5.0, id=undone))
     review(script, "4.jpg", "cat")
-    review(script, "4.jpg", "dog")  # counts once, as it was the first time
-    review(script, "4.jpg", "dog", reviewer="Bo")  # agrees with Ann's second text
+    review(script, "4.jpg", "cat")  # counts once, as it was the first time
+    review(script, "4.jpg", "cat", reviewer="Bo")  # agrees with Ann
     ann, bo = script.score.agreements
     assert (ann.reviewer, ann.equal.taken, ann.equal.count) == ("Ann", 3, 4)
     # Before: 1 cat, 3 dogs; Ann: 2 cats, 2 dogs. Equal 3/4, by chance 2/16 + 6/16.

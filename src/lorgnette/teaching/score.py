@@ -276,7 +276,7 @@ class Score:
             "window": None if window is None else window.to_view(),
             "recent": None if recent is None else recent.to_view(),
             "is_edit_first": self.is_edit_first,
-            "curve": [list(point) for point in self.curve],
+            "curve": [[point.answers, *(round(value, 4) for value in point[1:])] for point in self.curve],
             "enough": None if enough is None else enough.to_view(),
             "flat": None if flat is None else {"taken": flat.taken, "before": flat.taken_before, "of": WINDOW},
             "unlearned": self.unlearned,
