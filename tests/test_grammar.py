@@ -35,6 +35,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "coco.json").write_text('{"images": [], "annotations": []}')
     for folder, names in {
         "run": ("config.yaml", "manifest.json", "log.jsonl"),
+        "taught": ("config.yaml", "journal.jsonl"),
         "model": ("config.json", "model.safetensors"),
         "adapter": ("adapter_config.json", "adapter_model.safetensors"),
     }.items():
@@ -96,6 +97,11 @@ def test_words_of_a_command(
             "run",
             "a run, not data",
             "continue it: lorgnette train --resume run; or train its adapter on new data: adapter=run",
+        ),
+        (
+            "taught",
+            "a run, not data",
+            "its answers are data: taught/captions.csv; go on with it: lorgnette teach --run taught",
         ),
         ("model", "a model, not data", "write model=model"),
         ("adapter", "an adapter, not data", "write adapter=adapter"),

@@ -132,7 +132,7 @@ def _is_data(word: str) -> bool:
     """Whether a word is data, not a recipe. Raises UsageError if it is neither."""
     from lorgnette import recipes
     from lorgnette.hub.address import is_hub_address
-    from lorgnette.io.folder_kind import find_folder_kind, format_resume_command, is_data_file
+    from lorgnette.io.folder_kind import find_folder_kind, format_resume_command, is_data_file, is_taught
     from lorgnette.io.paths import split_sources
 
     if is_hub_address(word) or word.startswith("coco:") or len(split_sources(Path(word))) > 1:
@@ -146,7 +146,10 @@ def _is_data(word: str) -> bool:
         raise _explain_missing(path)
     kind = find_folder_kind(path)
     if kind == "run":
-        hint = f"continue it: {format_resume_command(path)}; or train its adapter on new data: adapter={quoted}"
+        command, answers = format_resume_command(path), quote_word(path / "captions.csv")
+        hint = f"continue it: {command}; or train its adapter on new data: adapter={quoted}"
+        if is_taught(path):
+            hint = f"its answers are data: {answers}; go on with it: {command}"
         raise UsageError("a run, not data", where=word, hint=hint)
     if kind in ("model", "adapter"):
         hint = f"write {kind}={quoted}" if kind == "model" else f"write adapter={quoted}"
