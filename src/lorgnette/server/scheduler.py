@@ -406,31 +406,37 @@ class Scheduler:
         if self._end(request, "error"):
             self._post([_News(request, (), GenerationError(message, code))])
 
-    def _fail_step(self) -> None:
-        """Memory is short in a decode step, also where idle memory is free. End all answers; those without a token
-        begin anew, unless all are."""
+    def _drop_newest(self) -> None:
+        """Take the newest request off the device: memory is short in a decode step, also where idle memory is free.
+
+        Without a token it waits until another one leaves, if there is one; else it fails.
+        """
         requests = list(self._running.values())
-        for request in requests:
-            self._batch.leave(request.row)
-        self._is_short = False
-        failed = [request for request in requests if request.num_steps] or requests
-        self._put_back([request for request in requests if request not in failed])
-        for request in failed:
-            self._fail(request, "out of memory while the answer was generated; ask again", "out_of_memory")
-        self._drop_idle_memory()
+        if not requests:  # another thread has ended them all
+            return
+        newest = requests[-1]
+        self._batch.leave(newest.row)
+        self._is_short = not newest.num_steps and len(requests) > 1
+        if self._is_short:
+            self._put_back([newest])
+        else:
+            self._fail(newest, "out of memory while the answer was generated; ask again", "out_of_memory")
 
     def _drop_idle_memory(self) -> None:
         self._features.clear()
         self._batch.drop_idle_memory()
 
     def _step(self) -> None:
-        """One token of every row. Out of memory, once more with what could be freed."""
+        """One token of every row. Out of memory, once more with what could be freed, and then without the newest row,
+        again and again: its room may hold what the others need."""
         tokens = self._try_step()
-        if tokens is None:
+        while tokens is None and self._running:
             self._drop_idle_memory()
             tokens = self._try_step()
+            if tokens is None:
+                self._drop_newest()
         if tokens is None:
-            self._fail_step()
+            self._drop_idle_memory()
             return
         now = time.perf_counter()
         news: list[_News] = []
