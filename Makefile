@@ -26,10 +26,11 @@ test-fast: .venv/.dev
 	$(TEST) -m "not slow" $(addprefix --ignore tests/,e2e fuzz kills parity tools)
 
 # A short training recovers from every state of the disk before, in and after each of its file-system calls: some minutes.
-# Then one of three ranks in which everything goes wrong that can.
+# Then one of three ranks in which everything goes wrong that can, and `teach`, killed at each event of its journal.
 test-kills: .venv/.dev
 	folder=$$(mktemp -d) && OMP_NUM_THREADS=1 $(BIN)/python tests/kills/kill_points.py --jobs $$(nproc) $$folder/points && \
-	  OMP_NUM_THREADS=1 $(BIN)/python tests/kills/rank_faults.py --table --resume $$folder/ranks; \
+	  OMP_NUM_THREADS=1 $(BIN)/python tests/kills/rank_faults.py --table --resume $$folder/ranks && \
+	  OMP_NUM_THREADS=1 $(BIN)/python tests/kills/teach_kills.py --jobs $$(nproc) $$folder/teach; \
 	  status=$$?; rm -rf $$folder; exit $$status
 
 # 1,800 damaged or hostile files: data, models, adapters, runs. `make test` has a sample of them.

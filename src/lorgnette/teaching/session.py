@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from lorgnette.data.images import read_image_size
 from lorgnette.errors import LorgnetteError
-from lorgnette.report.manifest import hash_image
 from lorgnette.report.run_dir import RunDir
 from lorgnette.server.api_errors import ApiError
 from lorgnette.teaching import notices
@@ -39,13 +38,13 @@ from lorgnette.teaching.events import (
     Suggested,
     Undone,
 )
-from lorgnette.teaching.image_order import LOW_QUEUE, MAX_QUEUED, ImageQueue, shuffle
+from lorgnette.teaching.image_order import LOW_QUEUE, MAX_QUEUED, NUM_SPREAD
 from lorgnette.teaching.images import ImageList
 from lorgnette.teaching.journal import Journal
 from lorgnette.teaching.notices import Notice
-from lorgnette.teaching.run_files import write_captions, write_round, write_suggestions
-from lorgnette.teaching.run_state import RunState, compute_digest
-from lorgnette.teaching.score import Score, compute_score
+from lorgnette.teaching.run_files import write_suggestions
+from lorgnette.teaching.run_record import RunRecord
+from lorgnette.teaching.shown_images import ShownImages
 
 if TYPE_CHECKING:
     from lorgnette.teaching.learner import ModelSuggestion, RoundResult
@@ -57,7 +56,6 @@ _STREAM_SECONDS = 1.0
 _RETRY_SECONDS = 2.0
 """Between two tries to write to a full disk."""
 _MAX_SECONDS = 86_400.0
-_MAX_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +155,7 @@ class Session:
     def __init__(self, journal: Journal, images: ImageList, options: SessionOptions, run_dir: RunDir) -> None:
         """Read the run's events and go on behind them. Raises LorgnetteError if the run's files cannot be written, for
         events that do not fit together, and for a given answer that is no answer."""
-        self._journal, self._images, self._options, self.run_dir = journal, images, options, run_dir
+        self._images, self._options, self.run_dir = images, options, run_dir
         self._changed = threading.Condition(threading.RLock())  # guards everything below
         self._version = 1
         self._tab: str | None = None
@@ -166,7 +164,6 @@ class Session:
         self._progress: _Progress | None = _Progress(f"Reading {options.model}", time.monotonic())
         self._notice: Notice | None = None
         self._broken = dict(images.broken)
-        self._shas: dict[int, str] = {}
         self._sizes: dict[int, tuple[int, int]] = {}
         self._drafts: dict[str, str] = {}
         self._taken_fields: set[str] = set()  # ids: the person writes, and no suggestion may come
@@ -178,17 +175,15 @@ class Session:
         self._is_round_wanted = self._is_round_first = False
         self._ending: _Ending | None = None
         self._is_finished = False
-        self._unwritten: list[Event] = []  # that the disk did not take
-        self._has_write_failed = False
-        self._state = RunState(options.every, journal.events)
+        self._record = RunRecord(journal, images, run_dir, options.every)
+        self._state = self._record.state
+        self._score = self._record.compute_score()  # of which the person was told
         self._num_spared = len(self._state.spared)
-        self._score, self._score_size = compute_score(journal.events), len(journal.events)
-        self._queue = ImageQueue(
-            len(images), options.seed, self._broken, use_hardest=options.order == "hardest"
+        self._shown = ShownImages(
+            self._record, self._broken, seed=options.seed, use_hardest=options.order == "hardest",
+            blind=options.blind, reviewer=options.reviewer,
         )  # fmt: skip
-        self._used = self._list_used()
-        self._to_review = self._list_to_review()
-        self.remarks = self._check_images()
+        self.remarks = self._record.check_images()
         with self._changed:
             self._begin()
 
@@ -199,7 +194,7 @@ class Session:
         with self._changed:
             if self._tab is None:
                 self._tab = tab
-            id, good, next_image = self._current_id, self._state.good_round, self._find_next_image()
+            id, good, next_image = self._shown.current_id, self._state.good_round, self._shown.find_next_image()
             return {
                 "version": self._version,
                 "tab": "own" if tab == self._tab else "other",
@@ -215,7 +210,7 @@ class Session:
                 "counts": self._count(),
                 "labels": list(self._options.labels),
                 "history": self._view_history(),
-                "score": self._compute_score().to_view(),
+                "score": self._record.compute_score().to_view(),
                 "files": self._view_files(),
                 "commands": list(self._options.commands),
             }
@@ -242,11 +237,11 @@ class Session:
         with self._changed:
             self._require_tab(tab)
             text = self._clean(text)
-            if id != self._current_id:
+            if id != self._shown.current_id:
                 deed = self._state.deeds.get(id)
                 return self._version if deed is not None and deed.text == text else _refuse_stale(id)
             suggested = self._state.suggested[id]
-            if problem := self._find_problem(suggested):
+            if problem := self._shown.find_problem(suggested):
                 raise ApiError(409, f"The image cannot be read: {problem}. Skip it.", code="broken")
             seconds = min(max(seconds, 0.0), _MAX_SECONDS)
             events, now = list[Event](), _read_clock()
@@ -266,10 +261,10 @@ class Session:
         """Leave the image out, and show the next."""
         with self._changed:
             self._require_tab(tab)
-            if id != self._current_id:
+            if id != self._shown.current_id:
                 deed = self._state.deeds.get(id)
                 return self._version if deed is not None and deed.kind == "skipped" else _refuse_stale(id)
-            problem = self._find_problem(self._state.suggested[id])
+            problem = self._shown.find_problem(self._state.suggested[id])
             reason = f"broken: {problem}" if problem else "user"
             self._act([Skipped(t=_read_clock(), id=id, reason=reason)], id)
             return self._version
@@ -305,7 +300,7 @@ class Session:
         """Keep what stands in the field, for a reload. A suggestion that comes later does not replace it."""
         with self._changed:
             self._require_tab(tab)
-            if id == self._current_id and self._drafts.get(id) != text:
+            if id == self._shown.current_id and self._drafts.get(id) != text:
                 self._drafts[id] = text
                 if self._state.suggested[id].text is None:  # no longer waiting
                     self._bump()
@@ -315,10 +310,10 @@ class Session:
         """Keep the suggestion as far as it has come: the person writes."""
         with self._changed:
             self._require_tab(tab)
-            if id != self._current_id:
+            if id != self._shown.current_id:
                 return _refuse_stale(id)
             suggested = self._state.suggested[id]
-            if suggested.text is None and not self._find_problem(suggested):
+            if suggested.text is None and not self._shown.find_problem(suggested):
                 if self._stream is not None and self._stream[0] == id:
                     self._try_write([self._complete_text(suggested, self._stream[1], None)])
                 self._taken_fields.add(id)
@@ -330,12 +325,12 @@ class Session:
         """Tune now."""
         with self._changed:
             self._require_tab(tab)
-            answers = self._list_answers()
+            answers = self._record.list_answers()
             if not answers:
                 raise ApiError(409, "There are no answers to tune on yet.", code="no_answers")
             if self._model == "failed":
                 raise ApiError(409, "The model has stopped: start `lorgnette teach` again.", code="no_model")
-            if self._round is None and self._compute_digest(answers) == self._model_digest:
+            if self._round is None and self._record.compute_digest(answers) == self._model_digest:
                 self._notice = notices.describe_known_answers()
             else:
                 self._is_round_wanted = True
@@ -397,7 +392,7 @@ class Session:
         """
         with self._changed:
             self._broken |= {number: error.message for number, error in broken.items()}
-            self._queue.means, self._model, self._progress = means, "ready", None
+            self._shown.queue.means, self._model, self._progress = means, "ready", None
             good = self._state.good_round
             if loaded_round and good is not None:
                 self._model_round, self._model_digest = loaded_round, good.digest
@@ -410,6 +405,7 @@ class Session:
             self._model, self._stream, self._round, self._progress = "failed", None, None, None
             self._notice = notices.describe_lost_model(error)
             is_ending = self._ending is not None
+            self._show_next()
             self._bump()
         if is_ending:
             self.complete_finish()
@@ -418,19 +414,21 @@ class Session:
         """Wait for something to do; None: the session is closed."""
         with self._changed:
             while not self._is_closed:
-                if self._unwritten:
+                if self._record.has_waiting:
                     self._retry_write()
-                if not self._unwritten and (job := self._choose_job()) is not None:
+                if self._shown.current_id is None:
+                    self._show_next()
+                if not self._record.has_waiting and (job := self._choose_job()) is not None:
                     self._job_start = time.monotonic()
                     return job
-                self._changed.wait(_RETRY_SECONDS if self._has_write_failed else None)
+                self._changed.wait(_RETRY_SECONDS if self._record.has_failed else None)
             return None
 
     def show_text(self, image: int, text: str) -> bool:
         """The suggestion for the current image has grown. Returns whether it is still wanted."""
         with self._changed:
-            id = self._current_id
-            if self._is_closed or id is None or self._find_number(id) != image or not self._wants_text(id):
+            id = self._shown.current_id
+            if self._is_closed or id is None or self._record.find_number(id) != image or not self._wants_text(id):
                 return False
             is_slow = self._stream is not None or time.monotonic() - self._job_start > _STREAM_SECONDS
             if is_slow and not self._state.suggested[id].blind:
@@ -444,11 +442,11 @@ class Session:
             for image, suggestion in zip(job.images, suggestions, strict=True):
                 text = find_label(suggestion.text, self._options.labels) or suggestion.text.strip()
                 if job.purpose == "queue":
-                    self._queue.receive(image, text, suggestion.surety, self._model_round)
+                    self._shown.queue.receive(image, text, suggestion.surety, self._model_round)
                 elif job.purpose == "rest":
                     self._receive_rest(image, (text, suggestion.surety))
                 for id in self._state.shown:
-                    if self._find_number(id) == image and self._wants_text(id):
+                    if self._record.find_number(id) == image and self._wants_text(id):
                         self._write_later(self._complete_text(self._state.suggested[id], text, suggestion.surety))
             self._stream = None
             self._bump()
@@ -457,7 +455,7 @@ class Session:
         """The model cannot suggest anything for this image."""
         with self._changed:
             self._unsuggested.add(image)
-            self._queue.refuse(image)
+            self._shown.queue.refuse(image)
             self._receive_rest(image, None)
             self._notice, self._stream = notices.describe_missing_suggestion(error, is_memory=is_memory), None
             self._bump()
@@ -480,9 +478,9 @@ class Session:
         record |= {"loss": result.loss, "seconds": round(result.seconds, 3), "end_reason": result.end_reason}
         with self._changed:
             self._model_round, self._model_digest, self._round = job.number, job.digest, None
-            self._queue.discard_texts()
+            self._shown.queue.discard_texts()
             self._notice = notices.describe_round(done)
-            self._write_round_file(job.number, record)
+            self._write_round(job.number, record)
             self._write_later(done)
             self._tell_score()
             self._bump()
@@ -495,22 +493,22 @@ class Session:
         with self._changed:
             self._round = None
             self._notice = notices.describe_failed_round(failed, self._model_round, images)
-            self._write_round_file(job.number, {**record, "failed": kind, "message": error.message, "hint": hint})
+            self._write_round(job.number, {**record, "failed": kind, "message": error.message, "hint": hint})
             self._write_later(failed)
             self._bump()
 
     def complete_finish(self) -> None:
         """Write suggestions.csv, the report and the event. What cannot be written is told."""
         with self._changed:
-            left = set(self._list_unanswered())
+            left = set(self._record.list_unanswered())
             texts = self._ending.texts if self._ending is not None else {}
             rows = [(self._images.paths[number], *pair) for number, pair in texts.items() if number in left]
-            finished = Finished(t=_read_clock(), answers=len(self._list_answers()), suggestions=len(rows))
+            finished = Finished(t=_read_clock(), answers=len(self._record.list_answers()), suggestions=len(rows))
         try:
             write_suggestions(self.run_dir.path / "suggestions.csv", rows)
             with self._changed:
                 self._write([finished])
-                events = list(self._journal.events)
+                events = self._record.events
             if self._options.write_report is not None:
                 self._options.write_report(events)
         except LorgnetteError as error:
@@ -532,8 +530,10 @@ class Session:
             seed=options.seed, num_images=len(self._images), labels=list(options.labels), version=options.version,
         )  # fmt: skip
         self._write([opened, *self._take_given()])
-        if self._current_id is None:
-            self._write(self._build_next())
+        # The second to fourth image are chosen by features. Where a kill fell between two of them, they are waited for.
+        num_shown = sum(suggested.pick != "given" for suggested in self._state.suggested.values())
+        if self._shown.is_review or not 0 < num_shown < NUM_SPREAD:
+            self._write(self._shown.build_next(_read_clock()))
         self._write_captions()
 
     def _take_given(self) -> list[Event]:
@@ -551,68 +551,19 @@ class Session:
                 message, hint = f"an answer given before cannot be used: {error.message}", error.hint
                 raise LorgnetteError(message, where=name, hint=hint) from None
             count += 1
-            now, id, sha = _read_clock(), f"g{count}", self._hash(number)
+            now, id, sha = _read_clock(), f"g{count}", self._record.hash_image(number)
             events.append(Suggested(t=now, id=id, image=name, sha=sha, round=None, pick="given", text=None))
             events.append(Answered(t=now, id=id, text=answer, seconds=0.0, keys=0, counts=False))
         return events
 
-    def _check_images(self) -> list[str]:
-        """Remarks about answered images that are gone, or changed since."""
-        shas = {suggested.image: suggested.sha for suggested in self._state.suggested.values()}
-        gone, changed = list[str](), list[str]()
-        for name in self._state.answers:
-            number = self._images.numbers.get(name)
-            if number is None:
-                gone.append(name)
-            elif shas[name] and self._hash(number) != shas[name]:
-                changed.append(name)
-        remarks = []
-        if gone:
-            used = "has an answer that is" if len(gone) == 1 else "have answers that are"
-            remarks.append(f"{_list_names(gone)} cannot be found, and {used} not used")
-        if changed:
-            remarks.append(f"changed since the answer was given: {_list_names(changed)}")
-        return remarks
-
-    def _list_used(self) -> set[int]:
-        """Images that were shown or are answered."""
-        numbers = {self._images.numbers.get(suggested.image) for suggested in self._state.suggested.values()}
-        return {number for number in numbers if number is not None}
-
-    def _list_to_review(self) -> list[str]:
-        """The names of answered images, in the order of this reviewer."""
-        reviewer = self._options.reviewer
-        if reviewer is None:
-            return []
-        numbers = [number for number, _ in self._list_answers()]
-        names = [self._images.names[number] for number in shuffle(numbers, self._options.seed, f"{reviewer} ")]
-        done = self._state.reviewed.get(reviewer, set())
-        shown = {self._state.suggested[id].image for id in self._state.shown if self._is_here(id)}
-        return [name for name in names if name not in done and name not in shown]
-
     # Writing.
 
     def _write(self, events: Sequence[Event]) -> None:
-        """Append events to the journal, behind those that the disk did not take before; then they count."""
-        waiting = [event for event in self._unwritten if self._is_apt(event)]
-        if waiting or events:
-            try:
-                self.run_dir.check_in_place()
-                self._journal.append(*waiting, *events)
-            except LorgnetteError:
-                self._has_write_failed = True
-                raise
-        self._unwritten, self._has_write_failed = [], False
-        for event in (*waiting, *events):
-            self._state.apply(event)
-            if isinstance(event, Suggested):
-                self._used.add(self._images.numbers[event.image])
-                self._to_review = [name for name in self._to_review if name != event.image]
-        self._bump()
-
-    def _is_apt(self, event: Event) -> bool:
-        """False for the text of a suggestion that was answered without it."""
-        return not isinstance(event, Suggested) or event.id in self._state.shown
+        """Raises LorgnetteError if the disk takes no more."""
+        if written := self._record.write(events):
+            for event in written:
+                self._shown.note(event)
+            self._bump()
 
     def _try_write(self, events: Sequence[Event]) -> None:
         """For the page: raises ApiError "disk" if the disk takes no more."""
@@ -624,7 +575,7 @@ class Session:
 
     def _write_later(self, event: Event) -> None:
         """For the device thread: now, or as soon as the disk takes it."""
-        self._unwritten.append(event)
+        self._record.put_off(event)
         self._retry_write()
 
     def _retry_write(self) -> None:
@@ -635,16 +586,14 @@ class Session:
             self._bump()
 
     def _write_captions(self) -> None:
-        """The answers are in the journal in any case."""
-        rows = [(self._images.paths[number], text) for number, text in self._list_answers()]
         try:
-            write_captions(self.run_dir.path / "captions.csv", rows)
+            self._record.write_captions()
         except LorgnetteError as error:
             self._notice = notices.describe_write_error(error)
 
-    def _write_round_file(self, number: int, record: Mapping[str, object]) -> None:
+    def _write_round(self, number: int, record: Mapping[str, object]) -> None:
         try:
-            write_round(self.run_dir.path / "rounds", number, {"round": number, **record})
+            self._record.write_round(number, record)
         except LorgnetteError as error:
             self._notice = notices.describe_write_error(error)
 
@@ -679,7 +628,7 @@ class Session:
         """Write what was done about the current suggestion, and show the next image. The text becomes the draft if it
         cannot be written."""
         try:
-            self._try_write([*events, *self._build_next(id, text)])
+            self._try_write([*events, *self._shown.build_next(_read_clock(), id, text)])
         except ApiError:
             if text is not None:
                 self._drafts[id] = text
@@ -701,19 +650,15 @@ class Session:
 
     def _tell_score(self) -> None:
         """Tell what the score says now, and did not before."""
-        before, score = self._score, self._compute_score()
+        before, self._score = self._score, self._record.compute_score()
+        score = self._score
         if score.unlearned and not before.unlearned:
             self._notice = notices.describe_unlearned()
         elif (enough := score.enough) is not None and not before.is_enough:
-            self._notice = notices.describe_enough(enough, len(self._list_unanswered()))
+            self._notice = notices.describe_enough(enough, len(self._record.list_unanswered()))
         elif (flat := score.flat) is not None and before.flat is None:
             numbers = [self._images.numbers.get(outcome.image) for outcome in score.wrong]
             self._notice = notices.describe_plateau(flat, [number for number in numbers if number is not None])
-
-    def _compute_score(self) -> Score:
-        if self._score_size != len(self._journal.events):
-            self._score, self._score_size = compute_score(self._journal.events), len(self._journal.events)
-        return self._score
 
     def _may_count(self, suggested: Suggested) -> bool:
         """Whether the answer judges the model: of an image that is a fair sample, seen with the model's suggestion."""
@@ -723,87 +668,17 @@ class Session:
 
     def _may_undo(self, id: str) -> bool:
         deed, pick = self._state.deeds[id], self._state.suggested[id].pick
-        if pick == "given" or (pick == "review") != self._is_review or self._find_number(id) is None:
+        if pick == "given" or (pick == "review") != self._shown.is_review or self._record.find_number(id) is None:
             return False
         return deed.kind != "reviewed" or deed.reviewer == self._options.reviewer
 
-    # Which image comes next.
-
-    @property
-    def _is_review(self) -> bool:
-        return self._options.reviewer is not None
-
-    @property
-    def _current_id(self) -> str | None:
-        return next((id for id in reversed(self._state.shown) if self._is_here(id)), None)
-
-    def _is_here(self, id: str) -> bool:
-        """Whether a suggestion that was shown can be answered now: it may be of another reading of the run."""
-        suggested = self._state.suggested[id]
-        answer = self._state.answers.get(suggested.image)
-        if suggested.image not in self._images.numbers or (suggested.pick == "review") != self._is_review:
-            return False
-        return answer is not None and answer == suggested.text if self._is_review else answer is None
-
-    def _find_number(self, id: str) -> int | None:
-        return self._images.numbers.get(self._state.suggested[id].image)
-
-    def _find_problem(self, suggested: Suggested) -> str:
-        """Why the image cannot be shown; "" if it can, and in a review, where the answer alone can be looked at."""
-        number = self._images.numbers.get(suggested.image)
-        return "" if self._is_review or number is None else self._broken.get(number, "")
-
-    def _build_next(self, done: str | None = None, text: str | None = None) -> list[Suggested]:
-        """The event of the next image; [] if one is shown already, or if there is none. done: what is answered now,
-        with this text."""
-        if any(self._is_here(id) for id in self._state.shown if id != done):
-            return []
-        if self._is_review:
-            return self._build_review()
-        item = self._queue.peek(self._used)
-        if item is None:
-            return []
-        answers = self._state.answers
-        if done is not None and text is not None:
-            answers = {**answers, self._state.suggested[done].image: text}
-        alike = self._find_look_alike(item.image, answers)
-        count = 1 + sum(id.startswith("s") for id in self._state.suggested)
-        blind = self._options.blind > 0 and count % self._options.blind == 0
-        event = Suggested(
-            t=_read_clock(), id=f"s{count}", image=self._images.names[item.image], sha=self._hash(item.image),
-            round=item.round, pick=item.pick, text=item.text, surety=item.surety,
-            blind=blind and alike is None and item.pick != "hardest" and item.image not in self._broken,
-        )  # fmt: skip
-        if alike is not None and item.image not in self._broken:
-            event = replace(event, round=None, text=answers[alike], surety=None, alike=alike)
-        return [event]
-
-    def _build_review(self) -> list[Suggested]:
-        name = next((name for name in self._to_review if name in self._state.answers), None)
-        if name is None:
-            return []
-        count, sha = 1 + sum(id.startswith("s") for id in self._state.suggested), self._hash(self._images.numbers[name])
-        text, now = self._state.answers[name], _read_clock()
-        return [Suggested(t=now, id=f"s{count}", image=name, sha=sha, round=None, pick="review", text=text)]
-
-    def _find_look_alike(self, number: int, answers: Mapping[str, str]) -> str | None:
-        """The name of an answered image that looks like this one."""
-        alike = self._images.alike
-        group = alike.get(number, number)
-        if number not in alike and group not in alike.values():
-            return None
-        numbers = ((name, self._images.numbers.get(name)) for name in answers)
-        return next((name for name, other in numbers if other is not None and alike.get(other, other) == group), None)
-
-    def _find_next_image(self) -> int | None:
-        """The image behind the current one, as far as it is known; the page may read it ahead."""
-        others = [id for id in self._state.shown if self._is_here(id)][:-1]
-        if others:
-            return self._find_number(others[-1])
-        if self._is_review:
-            return next((self._images.numbers[name] for name in self._to_review), None)
-        item = self._queue.peek(self._used)
-        return None if item is None else item.image
+    def _show_next(self) -> None:
+        """Show an image if none is shown and one is left, unless the disk takes no more."""
+        try:
+            self._write(self._shown.build_next(_read_clock()))
+        except LorgnetteError as error:
+            self._notice = notices.describe_write_error(error)
+            self._bump()
 
     # Work for the device thread.
 
@@ -811,10 +686,10 @@ class Session:
         """A round comes once suggestions are in hand, unless the person waits for one anyway."""
         if self._model != "ready":
             return None
-        answers = self._list_answers()
+        answers = self._record.list_answers()
         is_due = self._is_round_first or self._is_round_wanted or self._state.is_round_due
-        is_due = is_due and bool(answers) and self._compute_digest(answers) != self._model_digest
-        id, tuned = self._current_id, self._model_round > 0
+        is_due = is_due and bool(answers) and self._record.compute_digest(answers) != self._model_digest
+        id, tuned = self._shown.current_id, self._model_round > 0
         is_waiting = id is not None and self._wants_text(id)
         if is_waiting and id is not None and not (is_due and self._ending is None):
             return SuggestJob((self._images.numbers[self._state.suggested[id].image],), "current", tuned)
@@ -826,17 +701,17 @@ class Session:
 
     def _list_missing(self, is_due: bool) -> list[int]:
         """The images that come soon and have no suggestion, if it is time to make some."""
-        if self._is_review or (self._queue.num_ready > LOW_QUEUE and not is_due):
+        if self._shown.is_review or (self._shown.queue.num_ready > LOW_QUEUE and not is_due):
             return []
-        return self._queue.fill(self._used)
+        return self._shown.queue.fill(self._shown.used)
 
     def _choose_last_job(self, ending: _Ending, answers: Sequence[tuple[int, str]]) -> Job | None:
-        if not ending.has_tried_round and answers and self._compute_digest(answers) != self._model_digest:
+        if not ending.has_tried_round and answers and self._record.compute_digest(answers) != self._model_digest:
             job = self._begin_round(answers)
             ending.has_tried_round = job is not None
             return job
         if ending.rest is None:
-            ending.rest = [number for number in self._list_unanswered() if number not in self._broken]
+            ending.rest = [number for number in self._record.list_unanswered() if number not in self._broken]
             ending.num_rest = len(ending.rest)
         done, total = ending.num_rest - len(ending.rest), ending.num_rest
         self._progress = _Progress("Captioning the other images", ending.start, done, total)
@@ -847,7 +722,7 @@ class Session:
 
     def _begin_round(self, answers: Sequence[tuple[int, str]]) -> RoundJob | None:
         """None if the disk takes no more."""
-        number, digest = self._state.num_rounds + 1, self._compute_digest(answers)
+        number, digest = self._state.num_rounds + 1, self._record.compute_digest(answers)
         try:
             self._write([RoundBegun(t=_read_clock(), round=number, answers=len(answers), digest=digest)])
         except LorgnetteError as error:
@@ -860,7 +735,7 @@ class Session:
 
     def _wants_text(self, id: str) -> bool:
         """Whether the model is to suggest a text for an image that is shown already."""
-        suggested, number = self._state.suggested[id], self._find_number(id)
+        suggested, number = self._state.suggested[id], self._record.find_number(id)
         if suggested.text is not None or number is None or number in self._unsuggested or number in self._broken:
             return False
         has_field = id in self._taken_fields or bool(self._drafts.get(id))
@@ -883,30 +758,6 @@ class Session:
         self._version += 1
         self._changed.notify_all()
 
-    def _list_answers(self) -> list[tuple[int, str]]:
-        """(image's number, answer) in the order of the first answers, of images that are there."""
-        numbers: dict[int, str] = {}
-        for name, text in self._state.list_answers():
-            if (number := self._images.numbers.get(name)) is not None:
-                numbers.setdefault(number, text)
-        return list(numbers.items())
-
-    def _list_unanswered(self) -> list[int]:
-        answered = {number for number, _ in self._list_answers()}
-        return [number for number in range(len(self._images)) if number not in answered]
-
-    def _compute_digest(self, answers: Sequence[tuple[int, str]]) -> str:
-        return compute_digest((self._images.names[number], text) for number, text in answers)
-
-    def _hash(self, number: int) -> str:
-        """As `ImageList.shas`, for one image."""
-        if number not in self._shas:
-            try:
-                self._shas[number] = hash_image(self._images.paths[number])
-            except OSError:
-                return ""
-        return self._shas[number]
-
     def _read_size(self, number: int) -> tuple[int, int]:
         """(width, height); (0, 0) of an image that cannot be read, which is then known as broken."""
         if number not in self._sizes:
@@ -918,13 +769,13 @@ class Session:
         return self._sizes[number]
 
     def _count(self) -> dict[str, int]:
-        mode = [id for id in self._state.deeds if (self._state.suggested[id].pick == "review") == self._is_review]
+        mode = [id for id in self._state.deeds if (self._state.suggested[id].pick == "review") == self._shown.is_review]
         skipped = sum(self._state.deeds[id].kind == "skipped" for id in mode)
-        if self._is_review:
-            left = len(self._to_review) + (self._current_id is not None)
+        if self._shown.is_review:
+            left = self._shown.num_left
             answered = sum(self._may_undo(id) and self._state.deeds[id].kind == "reviewed" for id in mode)
             return {"answered": answered, "skipped": skipped, "left": left, "total": answered + skipped + left}
-        answered, total = len(self._list_answers()), len(self._images)
+        answered, total = len(self._record.list_answers()), len(self._images)
         return {"answered": answered, "skipped": skipped, "left": max(0, total - answered - skipped), "total": total}
 
     def _view_current(self, id: str) -> dict[str, Any]:
@@ -934,14 +785,14 @@ class Session:
         state, text = self._describe_text(id)
         return {
             "id": id, "number": int(id[1:]), "image": number, "name": suggested.image, "width": width, "height": height,
-            "text": text, "state": state, "problem": self._find_problem(suggested), "round": suggested.round,
-            "alike": suggested.alike, "draft": self._drafts.get(id), "is_review": self._is_review,
+            "text": text, "state": state, "problem": self._shown.find_problem(suggested), "round": suggested.round,
+            "alike": suggested.alike, "draft": self._drafts.get(id), "is_review": self._shown.is_review,
         }  # fmt: skip
 
     def _describe_text(self, id: str) -> tuple[str, str | None]:
         """(the state of a suggestion, the text that may be shown)"""
         suggested = self._state.suggested[id]
-        if self._find_problem(suggested):
+        if self._shown.find_problem(suggested):
             return "broken", None
         if suggested.text is not None:
             return ("blind", None) if suggested.blind else ("ready", suggested.text)
@@ -957,7 +808,7 @@ class Session:
             suggested = self._state.suggested[id]
             answer = self._state.answers.get(suggested.image)
             if self._state.deeds[id].kind != "skipped" and self._may_undo(id) and answer is not None:
-                entry = {"id": id, "image": self._find_number(id), "name": suggested.image, "text": answer}
+                entry = {"id": id, "image": self._record.find_number(id), "name": suggested.image, "text": answer}
                 found.append({**entry, "suggestion": suggested.text})
         return found
 
@@ -980,8 +831,3 @@ def _read_clock() -> float:
 
 def _count_seconds(start: float) -> float:
     return round(time.monotonic() - start, 1)
-
-
-def _list_names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return f"{', '.join(names[:_MAX_NAMED])}{more}"

@@ -1,0 +1,65 @@
+"""The words about rounds and the score."""
+
+import pytest
+
+from lorgnette.errors import LorgnetteError
+from lorgnette.teaching import notices
+from lorgnette.teaching.events import RoundDone, RoundFailed
+from lorgnette.teaching.score import Plateau, Share
+
+
+def test_rounds_that_end_well() -> None:
+    done = RoundDone(t=0, round=3, answers=24, steps=30, loss=0.123, seconds=1.64, end_reason="low")
+    assert notices.describe_round(done).to_view() == {
+        "kind": "tuned", "text": "Tuned on 24 answers in 1.6 s.", "details": "30 steps, loss 0.12", "images": []
+    }  # fmt: skip
+    assert notices.describe_spared_round(8).text == "The last 8 were all right: not tuned."
+    assert notices.describe_spared_round(1).text == "The last answer was right: not tuned."
+    assert notices.describe_known_answers().kind == "not_tuned"
+
+
+@pytest.mark.parametrize(
+    ("good_round", "end"), [(3, "The model of round 3 goes on."), (0, "The untuned model goes on.")]
+)
+def test_a_round_that_fails(good_round: int, end: str) -> None:
+    failed = RoundFailed(t=0, round=4, message="the loss is not finite", hint="try again", kind="loss")
+    notice = notices.describe_failed_round(failed, good_round, [3, 9])
+    assert notice.text == f"Round 4 did not finish: the loss is not finite. {end}"
+    assert (notice.kind, notice.details, notice.images) == ("failed", "try again", (3, 9))
+
+
+def test_a_lack_of_memory() -> None:
+    message, hint = "not enough memory for a round: 7.9 GiB wanted, 6.1 free", "use a smaller image_size"
+    failed = RoundFailed(t=0, round=4, message=message, hint=hint, kind="memory")
+    text = "Not enough memory for a round: 7.9 GiB wanted, 6.1 free. Use a smaller image_size. Your answers are safe."
+    assert notices.describe_failed_round(failed, 3) == notices.Notice("memory", text)
+
+
+def test_errors() -> None:
+    error = LorgnetteError("weights are cut off", where="model/", hint="get them again")
+    lost = notices.describe_lost_model(error)
+    assert lost.text.startswith("The model has stopped: weights are cut off. You can go on writing")
+    assert lost.details == "model/ · get them again"
+    assert notices.describe_write_error(error).text == "Weights are cut off. Get them again."
+    assert notices.describe_missing_suggestion(error, is_memory=True).kind == "memory"
+    assert notices.describe_missing_suggestion(error, is_memory=False).kind == "failed"
+
+
+@pytest.mark.parametrize(
+    ("taken", "left", "text"),
+    [
+        (16, 212, "Right 16 times in a row. Finish and let it caption the other 212?"),
+        (15, 1, "Right 15 of the last 16 times. Finish and let it caption the last one?"),
+        (16, 0, "Right 16 times in a row."),
+    ],
+)
+def test_it_is_enough(taken: int, left: int, text: str) -> None:
+    assert notices.describe_enough(Share(taken, 16, 0.8, 1.0), left) == notices.Notice("enough", text)
+
+
+def test_it_is_flat_or_not_learned() -> None:
+    flat = notices.describe_plateau(Plateau(11, 12, 0.2, 0.2), [3, 9])
+    assert flat.text == "More answers no longer help: 11 of 16, before 12. What it still gets wrong:"
+    assert flat.images == (3, 9)
+    assert notices.describe_plateau(Plateau(11, 12, 0.2, 0.2), []).text.endswith("before 12.")
+    assert "does not learn this yet" in notices.describe_unlearned().text
