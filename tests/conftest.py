@@ -186,6 +186,7 @@ SLOW = [
     "tests/commands/test_train.py",
     "tests/commands/test_predict.py",
     "tests/commands/test_serve.py",
+    "tests/commands/test_teach.py",
     "tests/commands/test_compare_candidates.py",
     "tests/verification/test_reference_sample.py",
     "tests/verification/test_judgement.py",

@@ -47,7 +47,7 @@ def refuse(step, *names):
     assert not (loaded := [name for name in names if name in sys.modules]), f"{{step}} imports {{loaded}}"
 
 import lorgnette
-lorgnette.train; lorgnette.check; lorgnette.Run; lorgnette.register_metric
+lorgnette.train; lorgnette.check; lorgnette.teach; lorgnette.Run; lorgnette.register_metric
 refuse("the package", "torch", "pandas", "transformers", "IPython")
 
 import lorgnette.training.initial_adapter
