@@ -30,7 +30,7 @@ def client(taught: Taught) -> Iterator[Any]:
     """A browser that has opened the page."""
     taught.session.reset()
     with httpx.Client(base_url=taught.root, follow_redirects=True) as client:
-        assert "<h1" in client.get(taught.page).text
+        assert ">photos</h1>" in client.get(taught.page).text
         yield client
 
 

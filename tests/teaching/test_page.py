@@ -11,10 +11,13 @@ import PIL.Image
 import pytest
 from browser_pages import Opened, check_look
 from taught_app import COMMAND, SUGGESTION, FakeSession, Taught, build_score, start_taught
+from taught_run import FakeLearner, open_images, open_run, truth
 
 from lorgnette.server.api_errors import ApiError
 from lorgnette.server.page import read_static_files
 from lorgnette.teaching.app import STATIC
+from lorgnette.teaching.journal import read_events
+from lorgnette.teaching.score import compute_score
 
 OTHER_TEXT = "A big red car to the left of a big green tree."
 MILLISECONDS = 20_000
@@ -132,6 +135,7 @@ def test_enter_takes_and_the_keyboard_alone_is_enough(open_page: Callable[..., A
         for init in ({"isComposing": True}, {"keyCode": 229}):  # Enter ends a word of an input method
             page.field.dispatch_event("keydown", {"key": "Enter", **init})
         page.field.dispatch_event("keydown", {"key": "Enter", "repeat": True})  # it is held down
+        assert not page.field.evaluate("field => field.readOnly")
         page.view.keyboard.press("Enter")
         page.wait_for("tall.png")
         first, second = page.session.wait_for_call("answer", 2)
@@ -251,9 +255,10 @@ def test_while_a_round_runs_the_words_stay(open_page: Callable[..., Any]) -> Non
         assert page.view.locator("#line").evaluate("line => line.style.transform") == "scaleX(0.25)"
         page.expect(page.button("Tune now")).to_be_disabled()
         page.field.fill(OTHER_TEXT)
-        notice = {"kind": "tuned", "text": "Tuned on 24 answers in 1.6 s.", "details": "", "images": []}
+        notice = {"kind": "tuned", "text": "Tuned on 24 answers in 1.6 s.", "details": "28 steps", "images": []}
         page.session.change(round=None, notice=notice, tuned_on=24)
         page.see("Tuned on 24 answers in 1.6 s.")
+        page.expect(page.view.locator("#message-note")).to_have_text("28 steps")
         page.expect(page.view.locator("#summary")).to_contain_text("24 of 26 · tuned on 24")
         page.expect(page.field).to_have_value(OTHER_TEXT)
         page.expect(page.view.get_by_role("status")).to_contain_text("Tuned on 24 answers in 1.6 s.")
@@ -418,6 +423,20 @@ def test_an_answer_is_sent_once_the_server_is_back(opened: Callable[..., Opened]
         assert [url for url in window.requests if not url.startswith((own, "about:"))] == []
 
 
+def test_a_word_of_an_input_method_is_no_answer(open_page: Callable[..., Any]) -> None:
+    with open_page() as page:
+        page.wait_for("a.png", SUGGESTION)
+        devtools = page.page.context.new_cdp_session(page.view)
+        devtools.send("Input.imeSetComposition", {"text": "にほん", "selectionStart": 3, "selectionEnd": 3})
+        page.expect(page.field).to_have_value("にほん")
+        page.view.keyboard.press("Enter")  # chooses the word; without an input method behind it, it breaks the line
+        devtools.send("Input.insertText", {"text": "日本"})
+        page.wait_for("a.png", "日本\n")
+        page.view.keyboard.press("Enter")
+        page.wait_for("wide.png")
+        assert [call[:2] for call in page.session.wait_for_call("answer")] == [("s1", "日本")]
+
+
 def test_what_the_server_refuses_is_said(open_page: Callable[..., Any]) -> None:
     with open_page(complaints=2) as page:
         page.wait_for("a.png", SUGGESTION)
@@ -534,11 +553,20 @@ def test_finish_shows_where_everything_is(open_page: Callable[..., Any]) -> None
         page.expect(page.field).to_be_focused()
         page.view.keyboard.press("Enter")
         page.wait_for("wide.png")
-        page.session.change(phase="ready", current=None)
+        page.session.change(phase="loading", current=None)
+        page.expect(page.view.get_by_text("The next image comes as soon as")).to_be_visible()
+        page.session.change(phase="ready", counts={"answered": 95, "skipped": 1, "left": 0, "total": 96})
         page.expect(page.view.get_by_text("Every image is answered.")).to_be_visible()
         page.expect(page.field).not_to_be_visible()
         page.view.keyboard.press("Control+z")
         page.wait_for("a.png", SUGGESTION)
+        # An end while the user writes does not take the field away.
+        page.field.fill(OTHER_TEXT)
+        page.session.change(phase="finished")
+        page.see("Finished: the report is written, and so are the captions of the other images.")
+        page.expect(page.field).to_have_value(OTHER_TEXT)
+        page.button("Show").click()
+        page.expect(page.view.locator("#finished-text")).to_be_visible()
 
 
 @pytest.mark.parametrize(
@@ -584,9 +612,9 @@ def test_every_state_is_fit_to_look_at(open_page: Callable[..., Any]) -> None:
         page.wait_for("a.png", SUGGESTION)
         page.field.fill(OTHER_TEXT + "donaudampfschifffahrt" * 9)
         check_look(page.page)
-        page.session.change(
-            phase="finished", files={"captions": "c" * 90}, commands=["lorgnette " + "x" * 90], notice=None
-        )
+        files, commands = {"captions": "c" * 90}, ["lorgnette " + "x" * 90]
+        page.session.change(phase="finished", files=files, commands=commands, notice=None)
+        page.button("Show").click()
         page.expect(page.view.locator("#finished-text")).to_be_visible()
         check_look(page.page)
 
@@ -597,9 +625,8 @@ def test_texts_and_names_are_text_in_any_direction(open_page: Callable[..., Any]
         page.session.text = "<img src=x onerror=alert(1)> & سيارة"
         page.session.move(3)
         page.wait_for(name, page.session.text)
-        page.view.keyboard.press("Enter")
         page.session.text = "سيارة حمراء"
-        page.session.move(4)
+        page.view.keyboard.press("Enter")
         page.wait_for("صورة.png", "سيارة حمراء")
         assert page.field.evaluate("field => getComputedStyle(field).direction") == "rtl"
         page.expect(page.view.locator("#history .text")).to_have_text("<img src=x onerror=alert(1)> & سيارة")
@@ -634,12 +661,79 @@ def test_another_run_at_the_address_gets_no_answer(open_page: Callable[..., Any]
     """Its ids may be the same: the page of one folder must not answer for another."""
     with open_page() as page:
         page.wait_for("a.png", SUGGESTION)
-        page.view.route("**/state?*", lambda route: route.fulfill(json={**taught.session.view("t"), "run": "/runs/b"}))
+        other = {**taught.session.view("t"), "run": "/runs/b"}
+        other["current"] = {**other["current"], "id": "s9", "text": "Another."}
+        page.view.route("**/state?*", lambda route: route.fulfill(json=other))
         page.session.change()
         page.see(
             "Another run is taught at this address now. Your words are kept here: copy them, then reload the page."
         )
         page.expect(page.field).to_have_value(SUGGESTION)
+
+
+def test_a_run_is_taught(opened: Callable[..., Opened], tmp_path: Path) -> None:
+    """The real session, with a learner that is right after eight answers; it is started anew in between."""
+    images = open_images(tmp_path / "images", 24)
+    learner = FakeLearner(24)
+    learner.open_gate.clear()
+    with opened("about:blank") as window:
+        window.view.set_default_timeout(MILLISECONDS)
+        with (
+            open_run(tmp_path, learner=learner, images=images) as run,
+            start_taught(run.session, images.paths) as server,
+        ):
+            window.view.goto(server.page)
+            page = Teaching(window, run.session)
+            page.see(re.compile("^Reading the images … 0 of 24"))
+            page.expect(page.field).to_have_js_property("readOnly", value=False)
+            page.field.fill("A first answer.")
+            page.field.press("Enter")
+            page.expect(page.view.locator("#summary")).to_contain_text("1 of 24")
+            learner.open_gate.set()
+            page.see("")
+            for number in range(1, 12):
+                teach_image(page, images.names)
+                page.expect(page.view.locator("#summary")).to_contain_text(f"{number + 1} of 24")
+                run.until_idle()
+            page.see("Tuned on 8 answers in 0.5 s.")
+            page.expect(page.view.locator("#score-text")).to_have_text(f"{count_taken(run.folder)} of 11")
+            assert count_taken(run.folder) >= 2
+            page.button("Skip").click()
+            page.expect(page.view.locator("#summary")).to_contain_text("1 skipped")
+            page.button("Undo").click()
+            page.expect(page.view.locator("#summary")).not_to_contain_text("skipped")
+            name = page.image.get_attribute("alt")
+            page.wait_for(name, truth(images.names.index(name)))
+            page.field.fill("Half a")
+        page.see(re.compile("^lorgnette has stopped"))
+        port = server.settings.port
+        with open_run(tmp_path, images=images) as run, start_taught(run.session, images.paths, port):
+            page.session = run.session
+            page.field.press("End")
+            page.view.keyboard.type(" word")
+            page.button("Try now").click()
+            page.expect(page.view.locator("#summary")).to_contain_text("12 of 24 · tuned on 8")
+            page.wait_for(name, "Half a word")
+            page.field.press("Enter")
+            page.expect(page.view.locator("#summary")).to_contain_text("13 of 24")
+            page.button("Finish").click()
+            page.expect(page.view.locator("#finished-text")).to_contain_text(
+                "13 images captioned by you, 11 by the model"
+            )
+
+
+def teach_image(page: Teaching, names: Sequence[str]) -> None:
+    """As a person does: the truth, typed or taken."""
+    page.expect(page.field).to_have_js_property("readOnly", value=False)
+    text = truth(names.index(page.image.get_attribute("alt")))
+    if page.field.input_value() != text:
+        page.field.fill(text)
+    page.field.press("Enter")
+
+
+def count_taken(folder: Path) -> int:
+    """From the journal."""
+    return sum(compute_score(read_events(folder / "journal.jsonl")).taken)
 
 
 def test_every_file_that_the_page_names_is_served() -> None:

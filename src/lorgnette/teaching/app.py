@@ -74,11 +74,11 @@ def build_app(
 ) -> ASGIApp:
     """The whole app. Its caller closes the session.
 
-    run: what tells this run from others, for example its folder: a page of another run may not answer here. command:
-    what starts it again.
+    run: the run's folder, which names the page and tells this run from others: a page of another run may not answer
+    here. command: what starts it again.
     """
     start = secrets.token_hex(8)
-    title = images.folder.resolve().name or "images"
+    title = Path(run).name.removeprefix("teach-") or images.folder.resolve().name or "images"
     about = {"command": command, "run": run, "start": start, "thumbnail_side": THUMBNAIL_SIDE}
     html = render_template("teach.html.j2", STATIC, title=title, data=about)
 

@@ -86,8 +86,8 @@ export class PageView {
     document.body.dataset.phase = view.phase;
   }
 
-  /** { kind, text, button, action, details, images, part }. part: how much of it is done, if that is known. */
-  #findMessage({ view, lost, data }) {
+  /** { kind, text, button, action, details, images, part }. part: how much of the work is done, if that is known. */
+  #findMessage({ view, lost, data, goesOn }) {
     if (lost?.kind === "gone") return { kind: "lost", text: `lorgnette has stopped. Your words are kept here. Start \`${data.command}\` again.`, button: "Try now", action: "retry" };
     if (lost?.kind === "restarted") return { kind: "lost", text: "lorgnette was started again. Open the address that it printed last; your words are kept here.", button: "Try now", action: "retry" };
     if (lost?.kind === "other_run") return { kind: "lost", text: "Another run is taught at this address now. Your words are kept here: copy them, then reload the page." };
@@ -104,6 +104,7 @@ export class PageView {
       const { answers, seconds, step, total } = view.round;
       return { kind: "busy", text: `Tuning on ${count(answers, "answer")} … ${formatSeconds(seconds + more)}`, part: total ? step / total : undefined };
     }
+    if (view.phase === "finished" && goesOn) return { kind: "tuned", text: "Finished: the report is written, and so are the captions of the other images.", button: "Show", action: "show" };
     if (view.phase === "failed" && !view.notice) return { kind: "failed", text: "The model has stopped: the terminal says why. You can go on writing." };
     if (!view.notice) return { kind: "", text: "" };
     const { kind, text, details, images } = view.notice;
@@ -123,8 +124,10 @@ export class PageView {
     }
     showText(byId("message-button"), button ?? "");
     byId("message-button").dataset.action = action ?? "";
+    const isShort = kind === "tuned";
+    showText(byId("message-note"), isShort ? details : "");
     setText(byId("details-text"), details);
-    byId("message-details").hidden = !details;
+    byId("message-details").hidden = !details || isShort;
     this.#drawThumbnails(images);
     const line = byId("line");
     line.dataset.state = kind === "busy" ? (part === undefined ? "busy" : "part") : "";
@@ -222,7 +225,7 @@ export class PageView {
     const isShown = Boolean(view && entry), isFinished = view?.phase === "finished" && !goesOn && !entry?.isMend;
     byId("work").dataset.entry = isShown && !isFinished ? "shown" : "none";
     for (const id of ["stage", "form"]) byId(id).hidden = !isShown || isFinished;
-    byId("all-done").hidden = !view || isShown || view.phase !== "ready" || !view.counts.total;
+    showText(byId("no-image"), view && !isShown && !isFinished ? this.#explainEmpty(view) : "");
     if (!isShown) return;
     const { labels, current, tab } = view, hasLabels = labels.length > 0;
     const isCurrent = !entry.isMend, isOther = tab === "other", isBroken = isCurrent && current?.state === "broken";
@@ -246,18 +249,23 @@ export class PageView {
     byId("label").parentElement.hidden = isBroken;
     for (const id of ["skip", "undo"]) byId(id).hidden = entry.isMend;
     byId("skip").disabled = isOther || Boolean(sending);
-    byId("undo").disabled = isOther || !view.history.length;
+    byId("undo").disabled = isOther || !(view.counts.answered || view.counts.skipped);
     byId("back").hidden = !entry.isMend;
     this.#drawKeys(hasLabels, entry.isMend, isMac);
   }
 
+  #explainEmpty({ phase, counts }) {
+    if (counts.left) return phase === "loading" ? "The next image comes as soon as the model has looked at all of them." : "The next image is chosen …";
+    return "Every image is answered. Finish tunes once more and writes the report.";
+  }
+
   #isCaption(prompt) { return !prompt.trim() || /caption|describe|coco yes/i.test(prompt); }
 
-  #describeSource({ current }, entry) {
+  #describeSource({ current, phase }, entry) {
     if (entry.isMend) return "An answer of before";
     if (current.is_review) return "Review: the present answer";
     if (current.alike) return `Like ${current.alike}`;
-    const states = { waiting: "Suggesting …", streaming: "Suggesting …", no_model: "No model yet: write it yourself", blind: "Without a suggestion, to compare", broken: "" };
+    const states = { waiting: "Suggesting …", streaming: "Suggesting …", no_model: phase === "loading" ? "No model yet: write it yourself" : "Without a suggestion", blind: "Without a suggestion, to compare", broken: "" };
     return states[current.state] ?? (current.round ? `Tuned, round ${current.round}` : "Untuned model");
   }
 

@@ -26,7 +26,7 @@ const receive = (view) => {
   const isKnown = sending && view.version >= sending.version;
   store.set({ view, lost: view.run === data.run ? null : { kind: "other_run" }, ...(isKnown && { sending: null }) });
   if (view.run !== data.run) return;
-  if (view.phase !== "finished" && view.phase !== before?.phase) store.set({ goesOn: false });
+  if (view.phase !== before?.phase) store.set({ goesOn: view.phase === "finished" && before !== null && Boolean(own?.isTouched) });
   const { current } = view;
   if (!current) {
     if (store.state.entry === own) show(null);
@@ -194,7 +194,7 @@ const skip = async () => {
 };
 const undo = () => {
   if (store.state.entry?.isMend) return leaveMend();
-  if (store.state.view?.history.length && !store.state.sending && !isOther()) act("undo");
+  if (!byId("undo").disabled && !store.state.sending && !isOther()) act("undo");
 };
 const train = () => { if (!byId("train").disabled) act("train"); };
 const finish = () => act("finish");
@@ -299,7 +299,8 @@ field.addEventListener("pointerdown", () => { if (isWaiting() && !isOther() && !
 // ---- The page
 
 const page = new PageView({ store, onMend: openMend });
-const doMessage = () => ({ claim, finish, train, retry: () => feed.hurry() })[byId("message-button").dataset.action]();
+const showEnd = () => store.set({ goesOn: false });
+const doMessage = () => ({ claim, finish, train, show: showEnd, retry: () => feed.hurry() })[byId("message-button").dataset.action]();
 byId("form").addEventListener("submit", (event) => { event.preventDefault(); take(); });
 for (const [id, command] of Object.entries({ skip, undo, train, finish, back: leaveMend, "message-button": doMessage })) {
   byId(id).addEventListener("click", command);
