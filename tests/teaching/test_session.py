@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lorgnette.server.api_errors import ApiError
 from lorgnette.teaching import journal, session
 from lorgnette.teaching.events import Answered, Event, Opened, RoundBegun, RoundDone, RoundFailed, Suggested
 from lorgnette.teaching.journal import read_events
-from lorgnette.teaching.learner import RoundError
+from lorgnette.teaching.learner import ModelSuggestion, RoundError
 from lorgnette.teaching.score import compute_score
 
 
@@ -326,6 +327,22 @@ def test_a_fast_persons_rounds(tmp_path: Path) -> None:
         assert run.until_asked()["text"] == "wrong 13"
     assert list_rounds(run) == [4, 13]
     assert [images for images, _ in run.learner.asked if len(images) == 1][-1] == [view["current"]["image"]]
+
+
+def test_a_fast_person_does_not_keep_a_slow_model_from_learning(tmp_path: Path) -> None:
+    """Suggestions take longer than answers, so the queue is never full when a round is due."""
+
+    class SlowLearner(FakeLearner):
+        def suggest(self, images: Sequence[int], **options: Any) -> list[ModelSuggestion]:
+            time.sleep(0.03)
+            return super().suggest(images, **options)
+
+    with open_run(tmp_path, 60, learner=SlowLearner(60)) as run:
+        for _ in range(30):
+            run.answer()
+        run.until_idle()
+    first, second, *_ = list_rounds(run)
+    assert (first <= 20, second <= 30) == (True, True)
 
 
 def test_a_round_makes_unseen_suggestions_anew(tmp_path: Path) -> None:

@@ -173,6 +173,7 @@ class Session:
         self._round: _RunningRound | None = None
         self._model_round, self._model_digest = 0, ""  # of the model in memory
         self._is_round_wanted = self._is_round_first = False
+        self._has_filled = False  # suggestions were made since a round is due
         self._ending: _Ending | None = None
         self._is_finished = False
         self._record = RunRecord(journal, images, run_dir, options.every)
@@ -695,7 +696,9 @@ class Session:
             return SuggestJob((self._images.numbers[self._state.suggested[id].image],), "current", tuned)
         if self._ending is not None:
             return self._choose_last_job(self._ending, answers)
-        if not (is_due and (is_waiting or self._is_round_first)) and (missing := self._list_missing(is_due)):
+        has_enough = is_waiting or self._is_round_first or self._has_filled
+        if not (is_due and has_enough) and (missing := self._list_missing(is_due)):
+            self._has_filled = is_due  # once: a fast person would keep a slow model from learning
             return SuggestJob(tuple(missing), "queue", tuned)
         return self._begin_round(answers) if is_due else None
 
@@ -729,7 +732,7 @@ class Session:
             self._notice = notices.describe_write_error(error)
             self._bump()
             return None
-        self._is_round_wanted = self._is_round_first = False
+        self._is_round_wanted = self._is_round_first = self._has_filled = False
         self._round = _RunningRound(number, len(answers), time.monotonic())
         return RoundJob(number, tuple(answers), digest)
 
