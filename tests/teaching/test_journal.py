@@ -116,3 +116,13 @@ def test_a_journal_that_cannot_be_opened(tmp_path: Path) -> None:
             Journal.open(path)
     with pytest.raises(LorgnetteError, match="cannot be read"):
         read_events(tmp_path / "none.jsonl")
+
+
+def test_a_journal_that_was_taken_away_takes_no_event(path: Path) -> None:
+    journal = Journal.open(path)
+    journal.append(FIRST)
+    path.unlink()
+    with pytest.raises(LorgnetteError, match="deleted or replaced"):
+        journal.append(SECOND)
+    assert journal.events == [FIRST]
+    journal.close()

@@ -337,7 +337,7 @@ def test_a_fast_person_does_not_keep_a_slow_model_from_learning(tmp_path: Path) 
             time.sleep(0.03)
             return super().suggest(images, **options)
 
-    with open_run(tmp_path, 60, learner=SlowLearner(60)) as run:
+    with open_run(tmp_path, 60, learner=SlowLearner(60, lambda image, answers: "wrong")) as run:
         for _ in range(30):
             run.answer()
         run.until_idle()
@@ -373,6 +373,20 @@ def test_a_round_on_demand(tmp_path: Path) -> None:
         run.session.request_round(TAB)
         run.until(lambda view: view["tuned_on"] == 6)
     assert list_rounds(run) == [1, 4, 6]
+
+
+def test_a_round_that_is_asked_for_twice_comes_once(tmp_path: Path) -> None:
+    with open_run(tmp_path, 40) as run:
+        run.answer()
+        run.learner.gate.clear()
+        run.session.request_round(TAB)
+        run.until(lambda view: view["round"] is not None)
+        run.session.request_round(TAB)
+        run.learner.gate.set()
+        run.until(lambda view: view["tuned_on"] == 1)
+        run.answer()
+        run.until_idle()
+    assert list_rounds(run) == [1]
 
 
 def test_a_round_that_fails_leaves_the_model_before(tmp_path: Path) -> None:
@@ -543,6 +557,25 @@ def test_an_answer_while_a_suggestion_grows(tmp_path: Path, monkeypatch: pytest.
         run.session.answer(TAB, view["current"]["id"], "mine", 4, 1.0)
         kinds = [(type(event).__name__, event.text) for event in read_events(run.folder / "journal.jsonl")[1:5]]
         assert kinds[:3] == [("Suggested", None), ("Suggested", "slow"), ("Answered", "mine")]
+
+
+def test_a_suggestion_that_was_cut_off_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The person goes back while it grows: what there is of it is no suggestion."""
+    monkeypatch.setattr(session, "_STREAM_SECONDS", 0.02)
+    learner = FakeLearner(2)
+    learner.open_gate.clear()
+    learner.growth, learner.pace = ["cut"] * 100, 0.03
+    with open_run(tmp_path, 2, learner=learner) as run:
+        first = run.session.view(TAB)["current"]["id"]
+        run.session.answer(TAB, first, "early", 1, 1.0)
+        learner.open_gate.set()
+        second = run.until(lambda view: view["current"]["state"] == "streaming")["current"]["id"]
+        run.session.undo(TAB)
+        assert run.until_idle()["current"]["id"] == first
+        learner.growth = []
+        run.session.answer(TAB, first, "early", 1, 1.0)
+        assert run.until_asked()["id"] == second
+        assert [event.text for event in list_events(run, Suggested)] == [None, None, "an image"]
 
 
 def test_a_key_before_any_text_keeps_the_field_empty(tmp_path: Path) -> None:

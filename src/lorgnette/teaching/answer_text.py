@@ -12,16 +12,20 @@ MAX_CHARACTERS = 20_000
 _LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 
 
-def clean_answer(text: str) -> str:
+def normalize_text(text: str) -> str:
     """The text in Unicode NFC, with \\n for every kind of line end and without blanks around it.
 
-    Other control characters but the tab, which no field shows, are left out. Raises LorgnetteError for a text without
-    a visible character, for one with half of a character, and for one that is too long.
+    Other control characters but the tab, which no field shows, are left out.
     """
+    lines = _LINE_ENDS.sub("\n", unicodedata.normalize("NFC", text))
+    return "".join(letter for letter in lines if letter in "\n\t" or unicodedata.category(letter) != "Cc").strip()
+
+
+def clean_answer(text: str) -> str:
+    """The normalized text. Raises LorgnetteError if it has no visible character, half of a character, or too many."""
     if not is_unicode(text):
         raise LorgnetteError("The text has half of a character.", hint="write it again")
-    lines = _LINE_ENDS.sub("\n", unicodedata.normalize("NFC", text))
-    shown = "".join(letter for letter in lines if letter in "\n\t" or unicodedata.category(letter) != "Cc").strip()
+    shown = normalize_text(text)
     if all(unicodedata.category(letter)[0] in "ZC" for letter in shown):
         raise LorgnetteError("The answer is empty.", hint="write one, or skip the image")
     if len(shown) > MAX_CHARACTERS:

@@ -4,6 +4,7 @@ A last line without its end was cut off by a kill: it is no event, and is remove
 an error, since all state is a function of all events. One process writes: it holds the run's lock.
 """
 
+import errno
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ class Journal:
     def __init__(self, path: Path, descriptor: int, events: Sequence[Event], size: int) -> None:
         self.path, self.events = path, list(events)
         self._descriptor, self._size = descriptor, size
+        self._has_rest = False  # of a write that failed and could not be undone
         self._lock = Lock()
 
     @classmethod
@@ -54,13 +56,17 @@ class Journal:
         lines = "".join(f"{event.to_json()}\n" for event in events).encode()
         with self._lock:
             try:
-                self._cut_off()  # what is left of a write that failed, if that could not be undone
+                if os.fstat(self._descriptor).st_nlink == 0:
+                    raise OSError(errno.ENOENT, "the file was deleted or replaced while it was in use")
+                self._cut_off()
+                self._has_rest = True
                 _write_all(self._descriptor, lines)
                 os.fsync(self._descriptor)
             except OSError as error:
                 with suppress(OSError):  # the next call tries again
                     self._cut_off()
                 raise _explain_write_error(self.path, error) from error
+            self._has_rest = False
             self._size += len(lines)
             self.events += events
 
@@ -71,8 +77,9 @@ class Journal:
             self._descriptor = -1
 
     def _cut_off(self) -> None:
-        if os.fstat(self._descriptor).st_size != self._size:
+        if self._has_rest:
             os.ftruncate(self._descriptor, self._size)
+        self._has_rest = False
 
 
 def read_events(path: Path) -> list[Event]:

@@ -22,7 +22,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.report.run_dir import RunDir
 from lorgnette.server.api_errors import ApiError
 from lorgnette.teaching import notices
-from lorgnette.teaching.answer_text import clean_answer, find_label
+from lorgnette.teaching.answer_text import clean_answer, find_label, normalize_text
 from lorgnette.teaching.events import (
     Answered,
     Event,
@@ -44,6 +44,7 @@ from lorgnette.teaching.journal import Journal
 from lorgnette.teaching.notices import Notice
 from lorgnette.teaching.run_files import write_suggestions
 from lorgnette.teaching.run_record import RunRecord
+from lorgnette.teaching.score import Score
 from lorgnette.teaching.shown_images import ShownImages
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class Session:
         self._taken_fields: set[str] = set()  # ids: the person writes, and no suggestion may come
         self._unsuggested: set[int] = set()  # images for which the model failed
         self._stream: tuple[str, str] | None = None  # (id, the text so far)
-        self._job_start = 0.0
+        self._job_start, self._is_cut_off = 0.0, False  # of the suggestion for the current image
         self._round: _RunningRound | None = None
         self._model_round, self._model_digest = 0, ""  # of the model in memory
         self._is_round_wanted = self._is_round_first = False
@@ -179,6 +180,7 @@ class Session:
         self._record = RunRecord(journal, images, run_dir, options.every)
         self._state = self._record.state
         self._score = self._record.compute_score()  # of which the person was told
+        self._score_view: tuple[Score, dict[str, Any]] | None = None
         self._num_spared = len(self._state.spared)
         self._shown = ShownImages(
             self._record, self._broken, seed=options.seed, use_hardest=options.order == "hardest",
@@ -211,7 +213,7 @@ class Session:
                 "counts": self._count(),
                 "labels": list(self._options.labels),
                 "history": self._view_history(),
-                "score": self._record.compute_score().to_view(),
+                "score": self._view_score(),
                 "files": self._view_files(),
                 "commands": list(self._options.commands),
             }
@@ -247,7 +249,7 @@ class Session:
             seconds = min(max(seconds, 0.0), _MAX_SECONDS)
             events, now = list[Event](), _read_clock()
             if self._stream is not None and self._stream[0] == id:
-                suggested = self._complete_text(suggested, self._stream[1], None)
+                suggested = self._complete_text(suggested, normalize_text(self._stream[1]), None)
                 events.append(suggested)
             if self._options.reviewer is not None:
                 reviewer = self._options.reviewer
@@ -316,7 +318,7 @@ class Session:
             suggested = self._state.suggested[id]
             if suggested.text is None and not self._shown.find_problem(suggested):
                 if self._stream is not None and self._stream[0] == id:
-                    self._try_write([self._complete_text(suggested, self._stream[1], None)])
+                    self._try_write([self._complete_text(suggested, normalize_text(self._stream[1]), None)])
                 self._taken_fields.add(id)
                 self._stream = None
                 self._bump()
@@ -420,7 +422,7 @@ class Session:
                 if self._shown.current_id is None:
                     self._show_next()
                 if not self._record.has_waiting and (job := self._choose_job()) is not None:
-                    self._job_start = time.monotonic()
+                    self._job_start, self._is_cut_off = time.monotonic(), False
                     return job
                 self._changed.wait(_RETRY_SECONDS if self._record.has_failed else None)
             return None
@@ -430,6 +432,7 @@ class Session:
         with self._changed:
             id = self._shown.current_id
             if self._is_closed or id is None or self._record.find_number(id) != image or not self._wants_text(id):
+                self._is_cut_off = True
                 return False
             is_slow = self._stream is not None or time.monotonic() - self._job_start > _STREAM_SECONDS
             if is_slow and not self._state.suggested[id].blind:
@@ -438,17 +441,20 @@ class Session:
             return True
 
     def receive_suggestions(self, job: SuggestJob, suggestions: "Sequence[ModelSuggestion]") -> None:
-        """Take what the model suggests for the images of a job."""
+        """Take what the model suggests for the images of a job, unless `show_text` has cut it off."""
         with self._changed:
-            for image, suggestion in zip(job.images, suggestions, strict=True):
-                text = find_label(suggestion.text, self._options.labels) or suggestion.text.strip()
+            is_cut_off = job.purpose == "current" and self._is_cut_off
+            for image, suggestion in zip(job.images, suggestions if not is_cut_off else (), strict=not is_cut_off):
+                text = normalize_text(suggestion.text)
+                text = find_label(text, self._options.labels) or text
                 if job.purpose == "queue":
                     self._shown.queue.receive(image, text, suggestion.surety, self._model_round)
                 elif job.purpose == "rest":
                     self._receive_rest(image, (text, suggestion.surety))
                 for id in self._state.shown:
                     if self._record.find_number(id) == image and self._wants_text(id):
-                        self._write_later(self._complete_text(self._state.suggested[id], text, suggestion.surety))
+                        suggested = self._state.suggested[id]
+                        self._write_later(self._complete_text(suggested, text, suggestion.surety))
             self._stream = None
             self._bump()
 
@@ -479,6 +485,8 @@ class Session:
         record |= {"loss": result.loss, "seconds": round(result.seconds, 3), "end_reason": result.end_reason}
         with self._changed:
             self._model_round, self._model_digest, self._round = job.number, job.digest, None
+            if self._record.compute_digest(self._record.list_answers()) == job.digest:
+                self._is_round_wanted = False  # it was asked for while this one ran
             self._shown.queue.discard_texts()
             self._notice = notices.describe_round(done)
             self._write_round(job.number, record)
@@ -814,6 +822,12 @@ class Session:
                 entry = {"id": id, "image": self._record.find_number(id), "name": suggested.image, "text": answer}
                 found.append({**entry, "suggestion": suggested.text})
         return found
+
+    def _view_score(self) -> dict[str, Any]:
+        score = self._record.compute_score()
+        if self._score_view is None or self._score_view[0] is not score:
+            self._score_view = score, score.to_view()
+        return self._score_view[1]
 
     def _view_files(self) -> dict[str, str | None]:
         """The files that are there."""
