@@ -5,6 +5,7 @@ import json
 import random
 import re
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,24 @@ def test_a_stop_by_the_keyboard_frees_the_run(monkeypatch: pytest.MonkeyPatch, o
         lorgnette.teach("photos", model="demo", port=0, console=Console(file=output, width=300))
     assert output.getvalue().endswith("to go on   lorgnette teach photos\n")
     assert not RunDir(here / "runs" / "teach-photos").lock_file.exists()
+
+
+def test_an_end_that_takes_long_says_so(
+    monkeypatch: pytest.MonkeyPatch, open_page: Any, output: io.StringIO, here: Path
+) -> None:
+    """The model is still read."""
+
+    class SlowLearner(PlainLearner):
+        def open(self, on_progress: Any) -> Any:
+            self.open_gate.clear()
+            threading.Timer(0.3, self.open_gate.set).start()
+            return super().open(on_progress)
+
+    monkeypatch.setattr(teach_module, "Learner", SlowLearner)
+    monkeypatch.setattr(teach_module, "_SILENT_SECONDS", 0.05)
+    open_page("photos")[0].stop()
+    assert "stopping once the model has ended what it does; press Ctrl-C again" in output.getvalue()
+    assert output.getvalue().endswith("to go on   lorgnette teach photos\n")
 
 
 @pytest.mark.parametrize(

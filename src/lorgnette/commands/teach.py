@@ -55,6 +55,8 @@ DEMO = "demo"
 NUM_DRAWN = 96
 DEFAULT_EVERY = 8
 _MAX_SHOWN_PROMPT = 80
+_SILENT_SECONDS = 1.0
+"""How long the end may take without a word."""
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,9 @@ def teach(
         app = build_app(session, task.images, guard, run=str(run_dir.path.resolve()), command=task.command)
         server = HttpServer(app, listener, session.close)
         server.start()
-        threading.Thread(target=task.images.find_look_alikes, name="look-alikes", daemon=True).start()
-        stack.callback(DeviceThread(session, task.learner).close)
+        search = partial(task.images.find_look_alikes, lambda: session.is_closed)
+        threading.Thread(target=search, name="look-alikes", daemon=True).start()
+        stack.callback(_end_thread, DeviceThread(session, task.learner), terminal)
         stack.callback(server.stop)  # first of all: nobody may answer any more
 
         if host == "127.0.0.1" and port is None and guard.port != DEFAULT_PORT:
@@ -350,6 +353,13 @@ def _draw_demo(folder: Path, terminal: Terminal) -> None:
     with atomic_folder(folder) as temporary:
         draw_images(temporary, NUM_DRAWN, terminal)
     terminal.print(f"drawn      {NUM_DRAWN} images, {folder}")
+
+
+def _end_thread(thread: DeviceThread, terminal: Terminal) -> None:
+    """Wait for what the model does now, and say so if it takes long."""
+    if not thread.close(_SILENT_SECONDS):
+        terminal.warn("stopping once the model has ended what it does; press Ctrl-C again to stop at once")
+        thread.close()
 
 
 def _list_commands(run_dir: RunDir) -> list[str]:

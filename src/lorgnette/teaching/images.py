@@ -5,7 +5,7 @@ Knows nothing about models and answers. IMAGES is only read.
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +24,8 @@ from lorgnette.report.manifest import hash_image
 from lorgnette.types import Example, Image, Problem, Turn
 
 _NUM_THREADS = 8
+_BLOCK_SIZE = 128
+"""Images that are compared before it is asked whether to stop."""
 _MAX_LISTED = 3
 _DIGITS = re.compile(r"(\d+)")
 
@@ -72,11 +74,18 @@ class ImageList:
         copies = {os.path.realpath(self.folder / name): number for name, number in self.copies.items()}
         return copies | {os.path.realpath(path): number for number, path in enumerate(self.paths)}
 
-    def find_look_alikes(self) -> None:
-        """Fill `alike`, as `check` finds look-alikes. Decodes every image roughly, and takes seconds for a thousand."""
+    def find_look_alikes(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Fill `alike`, as `check` finds look-alikes. Decodes every image roughly, and takes seconds for a thousand.
+
+        should_stop: is asked now and then; True leaves `alike` as it is.
+        """
         numbers = [number for number in range(len(self)) if number not in self.broken]
-        rows = [_build_row(self.paths[number], "?", number) for number in numbers]
-        infos = data.scan(rows, with_signatures=True, needs_answer=False).image_infos
+        infos = dict[Path, data.ImageInfo]()
+        for start in range(0, len(numbers), _BLOCK_SIZE):
+            rows = [_build_row(self.paths[number], "?", number) for number in numbers[start : start + _BLOCK_SIZE]]
+            infos |= data.scan(rows, with_signatures=True, needs_answer=False).image_infos
+            if should_stop():
+                return
         signatures = data.compute_full_signatures(infos, {path: path for path in infos})
         found = [number for number in numbers if self.paths[number] in signatures]
         groups = near_duplicate_groups([signatures[self.paths[number]] for number in found])
