@@ -45,6 +45,17 @@ def test_only_a_run_that_has_started_stays(
     assert (tmp_path / "run").exists() is has_started
 
 
+def test_a_run_of_teach_is_not_resumed(tmp_path: Path) -> None:
+    for name in ("config.yaml", "journal.jsonl"):
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match="a run of `teach`, not of `train`") as caught:
+        resume(tmp_path)
+    assert caught.value.hint == (
+        f"go on with it: lorgnette teach --run {tmp_path}; "
+        f"or train on its answers: lorgnette train {tmp_path}/config.yaml run={tmp_path}-trained"
+    )
+
+
 @pytest.mark.parametrize("is_named", [False, True])
 def test_what_failed_ranks_printed_stays_if_the_error_names_it(
     is_named: bool, make_settings: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

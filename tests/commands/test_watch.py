@@ -26,6 +26,9 @@ def test_no_run_and_an_untracked_run(tmp_path: Path) -> None:
         watch(tmp_path / "none")
     with pytest.raises(LorgnetteError, match="SwanLab did not track this run"):
         watch(make_run_folder(tmp_path / "run"))
+    (tmp_path / "run" / "journal.jsonl").touch()
+    with pytest.raises(LorgnetteError, match="its page shows how far it is: lorgnette teach --run"):
+        watch(tmp_path / "run")
 
 
 @pytest.mark.skipif(not is_installed("swanboard"), reason="needs SwanLab's dashboard")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.io.folder_kind import explain_folder, find_folder_kind
+from lorgnette.io.folder_kind import explain_folder, find_folder_kind, format_resume_command, is_taught
 
 FILES = {
     "empty": (),
@@ -102,6 +102,16 @@ def test_a_run_without_its_settings_is_still_one(folders: dict[str, Path]) -> No
     folders["adapter"].rename(folders["run"] / "adapter")
     error = explain_folder(folders["run"], "adapter")
     assert (error.message, error.hint) == ("a run, not an adapter", f"did you mean {folders['run'] / 'adapter'}?")
+
+
+def test_a_run_of_teach_is_a_run_that_goes_on_in_its_own_way(tmp_path: Path) -> None:
+    for name in ("config.yaml", "journal.jsonl"):
+        (tmp_path / name).touch()
+    assert (find_folder_kind(tmp_path), is_taught(tmp_path)) == ("run", True)
+    hint = explain_folder(tmp_path, "adapter").hint
+    assert hint == f"it has no adapter yet: lorgnette teach --run {tmp_path}"
+    (tmp_path / "journal.jsonl").rename(tmp_path / "log.jsonl")
+    assert format_resume_command(tmp_path) == f"lorgnette train --resume {tmp_path}"
 
 
 def test_a_broken_folder_of_the_right_kind_says_what_is_missing(folders: dict[str, Path]) -> None:

@@ -33,6 +33,17 @@ def test_a_run_that_has_not_finished_is_empty(run_dir: RunDir) -> None:
         run.show_report()
 
 
+def test_a_run_of_teach_goes_on_in_its_own_way(run_dir: RunDir) -> None:
+    run_dir.journal.touch()
+    run = Run(run_dir.path)
+    call = f"lorgnette.teach(run={str(run_dir.path)!r}) goes on"
+    assert f"Not finished; {call}." in run._describe()
+    with pytest.raises(LorgnetteError) as caught:
+        run.show_report()
+    assert caught.value.hint == call
+    assert run_dir.resume_command == f"lorgnette teach --run {run_dir.path}"
+
+
 def test_scores_answers_and_log_of_a_run(run_dir: RunDir) -> None:
     rows = [PredictionRow(f"{i}", (), "p", ("a cat",), base="a dog", tuned="a cat") for i in range(9)]
     write_predictions(run_dir.predictions, [*rows, PredictionRow("bare", (), "p", (), base="x", tuned="y")])
