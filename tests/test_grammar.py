@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lorgnette.errors import UsageError
-from lorgnette.grammar import complete_recipes, complete_words, parse_words, rewrite, split_setting
+from lorgnette.grammar import complete_recipes, complete_words, parse_teach_words, parse_words, rewrite, split_setting
 
 TRAIN = {"--resume": True, "--help": False}
 PREDICT = {
@@ -82,6 +82,26 @@ def test_words_of_a_command(
 ) -> None:
     request = parse_words(words.split())
     assert (request.recipe, request.data, request.settings, request.name) == (recipe, data, settings.split(), name)
+
+
+@pytest.mark.parametrize(
+    ("words", "images", "run", "recipe", "settings"),
+    [
+        (["photos"], None, None, "teach", ["data=photos"]),
+        (["photos", "lora.rank=4"], None, None, "teach", ["data=photos", "lora.rank=4"]),
+        (["demo"], "demo", None, "teach-demo", []),
+        (["teach-demo", "seed=2"], "demo", None, "teach-demo", ["seed=2"]),
+        (["mine.yaml", "photos"], None, None, "mine.yaml", ["data=photos"]),
+        (["taught"], None, Path("taught"), "teach", []),
+        (["photos", "taught"], None, Path("taught"), "teach", ["data=photos"]),
+        ([], None, None, "teach", []),
+    ],
+)
+def test_words_of_teach(
+    words: list[str], images: str | None, run: Path | None, recipe: str, settings: list[str], here: Path
+) -> None:
+    read = parse_teach_words(words)
+    assert (read.images, read.run, read.request.recipe, read.request.settings) == (images, run, recipe, settings)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typer import Argument, Option
 
 import lorgnette
 from lorgnette.errors import LorgnetteError
-from lorgnette.grammar import Commands, Request, complete_recipes, complete_words, parse_words
+from lorgnette.grammar import Commands, Request, complete_recipes, complete_words, parse_teach_words, parse_words
 from lorgnette.io.standard_streams import guard_standard_streams
 from lorgnette.planning.gpus import GPU_NAMES
 from lorgnette.report.console import Terminal, is_silent_rank, print_result
@@ -273,11 +273,9 @@ def teach(
     allow_host: AllowHost = None,
 ) -> None:
     """Correct a model's answers on a page, image after image, while it learns from them; until Ctrl-C."""
-    from lorgnette.commands.teach import read_words
-
-    request = read_words(words or [], run)
+    read = parse_teach_words(words or [], run)
     lorgnette.teach(
-        request.images, settings=_load_settings(request.request), prompt=prompt, captions=captions, run=request.run,
+        read.images, settings=_load_settings(read.request), prompt=prompt, captions=captions, run=read.run,
         labels=labels, every=every, blind=blind, order=order, review=review, host=host, port=port,
         allow_host=allow_host or (),
     )  # fmt: skip

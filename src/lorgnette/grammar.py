@@ -9,7 +9,7 @@ A word with `=` is a setting, and `--setting VALUE` is the same. A word that nam
 import difflib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +120,26 @@ def parse_words(words: Sequence[str], recipe: str | None = None) -> Request:
         named_data = ",".join(sources)
         settings.insert(0, f"data={named_data}")
     return Request(recipes[0] if recipes else None, named_data, settings)
+
+
+@dataclass(frozen=True, slots=True)
+class TeachWords:
+    """What the words of `teach` name. images: "demo", or None for those of the settings or of the run."""
+
+    images: str | None
+    run: Path | None
+    request: Request
+
+
+def parse_teach_words(words: Sequence[str], run: Path | None = None) -> TeachWords:
+    """A run among the words is the one that goes on. Raises UsageError as `parse_words`."""
+    from lorgnette.io.folder_kind import find_folder_kind
+
+    runs = [word for word in words if _exists(word) and find_folder_kind(Path(word)) == "run"] if run is None else []
+    request = parse_words([word for word in words if word not in runs[:1]])
+    is_demo = request.data is None and request.recipe in ("demo", "teach-demo")
+    recipe = "teach-demo" if is_demo else request.recipe or "teach"
+    return TeachWords("demo" if is_demo else None, Path(runs[0]) if runs else run, replace(request, recipe=recipe))
 
 
 def split_setting(word: str) -> tuple[str | None, str]:

@@ -19,7 +19,7 @@ import lorgnette
 from lorgnette import config
 from lorgnette.commands import teach as teach_module
 from lorgnette.commands.demo import SEED
-from lorgnette.commands.teach import TeachHandle, name_source, read_words
+from lorgnette.commands.teach import TeachHandle, name_source
 from lorgnette.demo.scenes import draw_scene, sample_scene
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.report.run_dir import RunDir
@@ -244,30 +244,6 @@ def test_an_end_that_takes_long_says_so(
     open_page("photos")[0].stop()
     assert "stopping once the model has ended what it does; press Ctrl-C again" in output.getvalue()
     assert output.getvalue().endswith("to go on   lorgnette teach photos\n")
-
-
-@pytest.mark.parametrize(
-    ("words", "images", "run", "recipe", "settings"),
-    [
-        (["photos"], None, None, "teach", ["data=photos"]),
-        (["photos", "lora.rank=4"], None, None, "teach", ["data=photos", "lora.rank=4"]),
-        (["demo"], "demo", None, "teach-demo", []),
-        (["teach-demo", "seed=2"], "demo", None, "teach-demo", ["seed=2"]),
-        (["mine.yaml", "photos"], None, None, "mine.yaml", ["data=photos"]),
-        (["mine"], None, Path("mine"), "teach", []),
-        (["photos", "mine"], None, Path("mine"), "teach", ["data=photos"]),
-        ([], None, None, "teach", []),
-    ],
-)
-def test_words(
-    words: list[str], images: str | None, run: Path | None, recipe: str, settings: list[str], here: Path
-) -> None:
-    (here / "mine.yaml").write_text("# Mine\nseed: 1\n")
-    (here / "mine").mkdir()
-    for name in ("config.yaml", "journal.jsonl"):
-        (here / "mine" / name).touch()
-    read = read_words(words)
-    assert (read.images, read.run, read.request.recipe, read.request.settings) == (images, run, recipe, settings)
 
 
 def test_a_run_is_named_after_its_images(here: Path) -> None:

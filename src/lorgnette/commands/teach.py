@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -19,9 +19,7 @@ from lorgnette.commands.demo import draw_images
 from lorgnette.commands.given_answers import read_given_answers, read_labels
 from lorgnette.config import Settings
 from lorgnette.errors import UsageError
-from lorgnette.grammar import Request, parse_words
 from lorgnette.io.atomic import atomic_folder
-from lorgnette.io.folder_kind import find_folder_kind
 from lorgnette.io.shell import format_command
 from lorgnette.report.console import Terminal
 from lorgnette.report.run import Run
@@ -57,24 +55,6 @@ DEFAULT_EVERY = 8
 _MAX_SHOWN_PROMPT = 80
 _SILENT_SECONDS = 1.0
 """How long the end may take without a word."""
-
-
-@dataclass(frozen=True)
-class TeachWords:
-    """What the words of the command name. images: "demo", or None for those of the settings or of the run."""
-
-    images: str | None
-    run: Path | None
-    request: Request
-
-
-def read_words(words: Sequence[str], run: Path | None = None) -> TeachWords:
-    """A run among the words is the one that goes on. Raises UsageError as `parse_words`."""
-    runs = [word for word in words if find_folder_kind(Path(word)) == "run"] if run is None else []
-    request = parse_words([word for word in words if word not in runs[:1]])
-    is_demo = request.data is None and request.recipe in (DEMO, "teach-demo")
-    recipe = "teach-demo" if is_demo else request.recipe or "teach"
-    return TeachWords(DEMO if is_demo else None, Path(runs[0]) if runs else run, replace(request, recipe=recipe))
 
 
 class TeachHandle:
