@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import sys
 import time
 import xml.etree.ElementTree as ET
@@ -410,3 +411,47 @@ def test_few_images_are_drawn_and_their_runs_counted(load, tmp_path: Path, monke
             for n in (40, 44)]  # fmt: skip
     small_data.print_table(runs)
     assert "| 10 | 0.001 | auto | 72 | 0.500 | 0.400 | 42 (40 to 44) |" in capsys.readouterr().out
+
+
+def test_a_person_teaches_what_can_be_learned(load: Callable[[str], ModuleType]) -> None:
+    """Of answers 9 to 24 ten were taken, and none of a wish that the image does not show, with as many steps."""
+    teach = load("teach")
+    scene = teach.sample_scene(random.Random(1))
+    wishes = {name: write(scene) for name, write in teach.WISHES.items()}
+    assert wishes == {
+        "caption": "A small orange tree below a big blue flower.",
+        "terse": "small orange tree, below, big blue flower",
+        "alphabet": "blue flower, orange tree",
+    }
+    words = ["train.max_steps=28"]
+    figures = teach.teach("caption", 1, 24, words, num_held_out=2)
+    assert figures["taken_from_9"] >= 6
+    assert sum(figures["taken_by_eights"]) == figures["taken_1_8"] + figures["taken_from_9"]
+    assert figures["taken_by_eights"][0] <= 5, "the first four are untuned"
+    assert figures["unlearned_at"] is None
+    assert [done["answers"] for done in figures["rounds"]][:2] in ([4, 8], [4, 16])
+    assert all(done["reason"] == "low" for done in figures["rounds"])
+    other = teach.teach("alphabet", 1, 13, words, num_held_out=0)
+    assert other["taken_by_eights"] == [0, 0]
+    assert other["unlearned_at"] == 12
+    assert [(done["answers"], done["steps"], done["reason"]) for done in other["rounds"]] == [
+        (4, 28, "limit"), (8, 28, "limit"),
+    ]  # fmt: skip
+    json.dumps([figures, other])
+
+
+def test_rounds_of_a_job_are_timed(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    load("job").make_model(tmp_path / "model", load("job").BUILT_IN, tiny=True)
+    load("job").make_images(tmp_path, 9)
+    out, captions = tmp_path / "out.json", tmp_path / "lines.txt"
+    captions.write_text("a cat\na dog\n")
+    teach = load("teach")
+    assert teach.read_job(tmp_path, captions)[1][:3] == ["a cat", "a dog", "a cat"]
+    results = load("results_file").ResultsFile(out, ["bench"], None, 60)
+    words = ["device=cpu", "image_size=56", "train.max_steps=3", "predict.max_new_tokens=4"]
+    teach.measure_rounds(tmp_path, captions, words, results)
+    content = json.loads(out.read_text())
+    assert [(run["answers"], run["steps"]) for run in content["rounds"]] == [(8, 3), (8, 3)]
+    assert all(run["seconds"] > 0 and run["answer_to_suggestion_s"] > run["seconds"] for run in content["rounds"])
+    assert content["job"]["images"] == 9
+    assert content["job"]["save_s"] > 0
