@@ -97,6 +97,7 @@ SLOW = [
     "tests/report/trackers/test_swanlab.py",
     "tests/data/test_hub_dataset.py",
     "tests/server/test_page.py",
+    "tests/teaching/test_page.py",
     "tests/report/html/test_comparison.py",
     "tests/report/html/test_check_page.py",
     "tests/report/html/test_page.py",

@@ -323,7 +323,7 @@ export class PageView {
   }
 
   #describeAnchoring(blind) {
-    if (!blind) return "People take what is offered: the share is high for that alone. --blind 10 measures how much.";
+    if (!blind) return "People take what is offered. --blind 10 measures how much.";
     const shown = blind.shown ? `${blind.shown.taken} of ${blind.shown.of}` : "none";
     return `Without a look at the suggestion you wrote the same ${blind.blind.taken} of ${blind.blind.of} times, with it ${shown}.`;
   }
