@@ -87,13 +87,14 @@ def test_words_of_a_command(
 @pytest.mark.parametrize(
     ("words", "images", "run", "recipe", "settings"),
     [
-        (["photos"], None, None, "teach", ["data=photos"]),
-        (["photos", "lora.rank=4"], None, None, "teach", ["data=photos", "lora.rank=4"]),
+        (["photos"], "photos", None, "teach", []),
+        (["photos", "lora.rank=4"], "photos", None, "teach", ["lora.rank=4"]),
+        (["dataset=photos", "seed=2"], "photos", None, "teach", ["seed=2"]),
         (["demo"], "demo", None, "teach-demo", []),
         (["teach-demo", "seed=2"], "demo", None, "teach-demo", ["seed=2"]),
-        (["mine.yaml", "photos"], None, None, "mine.yaml", ["data=photos"]),
+        (["mine.yaml", "photos"], "photos", None, "mine.yaml", []),
         (["taught"], None, Path("taught"), "teach", []),
-        (["photos", "taught"], None, Path("taught"), "teach", ["data=photos"]),
+        (["photos", "taught"], "photos", Path("taught"), "teach", []),
         ([], None, None, "teach", []),
     ],
 )

@@ -9,7 +9,7 @@ A word with `=` is a setting, and `--setting VALUE` is the same. A word that nam
 import difflib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +124,7 @@ def parse_words(words: Sequence[str], recipe: str | None = None) -> Request:
 
 @dataclass(frozen=True, slots=True)
 class TeachWords:
-    """What the words of `teach` name. images: "demo", or None for those of the settings or of the run."""
+    """What the words of `teach` name. images: "demo", or None for those of the run. request: without the images."""
 
     images: str | None
     run: Path | None
@@ -139,7 +139,9 @@ def parse_teach_words(words: Sequence[str], run: Path | None = None) -> TeachWor
     request = parse_words([word for word in words if word not in runs[:1]])
     is_demo = request.data is None and request.recipe in ("demo", "teach-demo")
     recipe = "teach-demo" if is_demo else request.recipe or "teach"
-    return TeachWords("demo" if is_demo else None, Path(runs[0]) if runs else run, replace(request, recipe=recipe))
+    settings = [word for word in request.settings if _find_settings(split_setting(word)[0] or "") != ["data.path"]]
+    images = "demo" if is_demo else request.data
+    return TeachWords(images, Path(runs[0]) if runs else run, Request(recipe, None, settings))
 
 
 def split_setting(word: str) -> tuple[str | None, str]:
