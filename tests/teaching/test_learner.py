@@ -21,7 +21,7 @@ from lorgnette import config
 from lorgnette.config import Settings
 from lorgnette.errors import LorgnetteError
 from lorgnette.inference import hf_generate
-from lorgnette.inference.loading import ModelSpec
+from lorgnette.inference.loading import LoadedModel, ModelSpec
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.planning.memory import GIB
 from lorgnette.report.console import Terminal
@@ -375,6 +375,38 @@ def test_a_round_short_of_memory_takes_smaller_micro_batches(
 
 def load_values(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter_model.safetensors")
+
+
+def test_suggestions_short_of_memory_begin_once_more(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what rounds and suggestions keep given back; in the second pass of either part there may be enough."""
+    assert learner._model is not None
+    before, released = learner.suggest(ASKED, tuned=False), list[int]()
+    monkeypatch.setattr(learner, "_release_memory", lambda: released.append(1))
+    num_failures = 0
+
+    def fail_first(function: Callable[..., Any]) -> Callable[..., Any]:
+        calls: list[int] = []
+
+        def run(*arguments: Any, **options: Any) -> Any:
+            calls.append(1)
+            if len(calls) <= num_failures:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79 GiB")
+            return function(*arguments, **options)
+
+        return run
+
+    for owner, name in ((LoadedModel, "generate_answers"), (type(learner._model.setup.engine), "compute_label_losses")):
+        for num_failures in (1, 2):
+            released.clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, fail_first(getattr(owner, name)))
+                if num_failures == 1:
+                    assert learner.suggest(ASKED, tuned=False) == before
+                else:
+                    with pytest.raises(LorgnetteError, match=r"out of memory: .*Tried to allocate") as caught:
+                        learner.suggest(ASKED, tuned=False)
+                    assert "image_size" in (caught.value.hint or "")
+            assert released == [1]
 
 
 def test_a_shortage_has_figures_of_the_gpu(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,12 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float32
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from lorgnette.training.setup import TrainingSetup
     from lorgnette.training.trainer import NotFiniteError, StepReport, Trainer
 
+T = TypeVar("T")
 RoundErrorKind = Literal["memory", "loss", "other"]
 StepCallback = Callable[[int, int, float], None]
 """(step from 1, steps at most, loss of the step)"""
@@ -208,8 +210,8 @@ class Learner:
         """Answer for each of these images, with how sure the model is.
 
         tuned: with the adapter of the last good round; otherwise as the model answers before any round. on_text: is
-        called whenever a suggestion has grown, and ends it where it stands by returning False. Raises LorgnetteError if
-        memory is short.
+        called while a suggestion grows, and ends it where it stands by returning False. Raises LorgnetteError for an
+        image that cannot be read, or if memory is short.
         """
         import torch
 
@@ -351,8 +353,6 @@ class Learner:
         model.setup.load_adapter(model.first_values if self._tuned is None else self._tuned[0])
 
     def _generate(self, examples: Sequence[Example], on_text: TextCallback | None) -> list[str]:
-        import torch
-
         from lorgnette.inference.sampling import SamplingParams
 
         model, predict = self._require_open(), self._settings.predict
@@ -360,13 +360,7 @@ class Learner:
         watcher = _TextWatcher(model.answering.processor, len(examples), on_text) if on_text else None
         on_tokens = watcher.add_tokens if watcher else None
         generate = partial(model.answering.generate_answers, examples, sampling, adapter="tuned", on_tokens=on_tokens)
-        try:
-            predictions = list(generate())
-        except torch.OutOfMemoryError:
-            predictions = []
-        if len(predictions) < len(examples):  # now that no traceback holds its tensors
-            self._release_memory()
-            predictions = list(generate())
+        predictions = self._try_twice(lambda: list(generate()))
         return watcher.choose_texts(predictions) if watcher else [prediction.text for prediction in predictions]
 
     def _compute_sureties(self, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
@@ -383,7 +377,7 @@ class Learner:
         engine, longest = model.setup.engine, max((len(row.input_ids) for row in rows), default=0)
         max_tokens, sharing = max(model.max_tokens, longest), engine.eval_prefix_sharing
         batches = split_into_microbatches(rows, max_tokens, prefix_sharing=sharing) if rows else []
-        losses = [engine.compute_label_losses(batch) for batch in batches]
+        losses = self._try_twice(lambda: [engine.compute_label_losses(batch) for batch in batches])
         if not losses:
             return []
         parts = torch.split(torch.cat(losses).cpu(), [row.num_labels for row in rows])
@@ -402,6 +396,15 @@ class Learner:
             table = torch.stack(means).cpu().numpy()
             self.feature_means = np.zeros((len(self._images), table.shape[1]), np.float32)
             self.feature_means[list(grids)] = table
+
+    def _try_twice(self, work: Callable[[], list[T]]) -> list[T]:
+        """What `work` returns; out of memory it runs once more, with all that is kept for later given back."""
+        import torch
+
+        with suppress(torch.OutOfMemoryError):
+            return work()
+        self._release_memory()  # now that no traceback holds its tensors
+        return work()
 
     def _release_memory(self) -> None:
         """Free what rounds and suggestions keep for the next: CUDA graphs, their memory, KV caches."""
