@@ -440,7 +440,7 @@ def test_an_adapter_that_cannot_be_saved_is_no_round(tmp_path: Path, monkeypatch
             raise LorgnetteError("cannot write: No space left on device", where=str(folder), hint="free some space")
 
         monkeypatch.setattr(run.learner, "save", fail)
-        run.session.mend(TAB, "s1", "other")
+        run.session.undo(TAB)  # a round over 3 answers
         run.session.request_round(TAB)
         view = run.until(lambda view: view["notice"]["kind"] == "failed")
         assert view["notice"]["text"].endswith("The model of round 1 goes on.")
@@ -604,6 +604,22 @@ def test_a_restart_goes_on_where_it_stopped(tmp_path: Path) -> None:
         assert again.until_asked()["number"] == 11
         assert again.learner.rounds == []
         assert len(list_events(again, Opened)) == 2
+
+
+def test_a_kill_between_two_of_the_first_images_does_not_change_their_order(tmp_path: Path) -> None:
+    """An answer is on the disk and the next image is not: it is chosen by features again, so it waits for them."""
+    with open_run(tmp_path, 20) as run:
+        names = answer_slowly(run, 4)
+    path = run.folder / "journal.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    [first, *_] = [index for index, line in enumerate(lines) if '"answered"' in line]
+    path.write_text("".join(lines[: first + 1]))
+    learner = FakeLearner(20)
+    learner.open_gate.clear()
+    with open_run(tmp_path, 20, learner=learner) as again:
+        assert again.session.view(TAB)["current"] is None
+        learner.open_gate.set()
+        assert answer_slowly(again, 3) == names[1:]
 
 
 @pytest.mark.parametrize("loss", ["folder", "begun"])
