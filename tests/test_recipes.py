@@ -48,6 +48,8 @@ def test_teach_holds_nothing_out_and_chooses_its_steps() -> None:
         train, lora = settings.train, settings.lora
         assert (settings.data.holdout, train.epochs, train.batch_size, train.learning_rate) == (0, "auto", 8, rate)
         assert (lora.rank, lora.alpha, lora.dropout) == (16, 32, 0.05)
+        assert settings.image_size == ((112, 112) if name == "teach-demo" else (280, 280))
+        assert "lora" not in settings.model_fields_set  # an adapter to go on from has its own
         assert expand_metric_names(settings.predict.metrics) == ()
 
 
