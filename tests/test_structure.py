@@ -20,6 +20,7 @@ TESTED_ELSEWHERE = {
     "features/cache_folder.py": "features/test_disk_cache.py",
     "inference/hf_generate.py": "inference/test_decode.py",
     "kernels/triton_import.py": "kernels/test_attention.py",
+    "teaching/jobs.py": "teaching/test_device_thread.py",
 }
 """Module → the test file that covers it, if that is not the one at the same place with the same name."""
 

@@ -7,8 +7,9 @@ from functools import partial
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.inference.loading import is_out_of_memory
+from lorgnette.teaching.jobs import FinishJob, RoundJob, SuggestJob
 from lorgnette.teaching.learner import Answer, Learner, RoundError, RoundStopped
-from lorgnette.teaching.session import FinishJob, RoundJob, Session, SuggestJob
+from lorgnette.teaching.session import Session
 
 _REPORT_SECONDS = 0.1
 """Between two reports of a round's steps."""

@@ -40,18 +40,18 @@ from lorgnette.teaching.events import (
 )
 from lorgnette.teaching.image_order import LOW_QUEUE, MAX_QUEUED, NUM_SPREAD
 from lorgnette.teaching.images import ImageList
+from lorgnette.teaching.jobs import FinishJob, Job, RoundJob, SuggestJob
 from lorgnette.teaching.journal import Journal
 from lorgnette.teaching.notices import Notice
 from lorgnette.teaching.run_files import write_suggestions
 from lorgnette.teaching.run_record import RunRecord
-from lorgnette.teaching.score import Score
 from lorgnette.teaching.shown_images import ShownImages
+from lorgnette.teaching.state_view import StateView
 
 if TYPE_CHECKING:
     from lorgnette.teaching.learner import ModelSuggestion, RoundResult
 
 Order = Literal["shuffled", "hardest"]
-_MAX_HISTORY = 8
 _STREAM_SECONDS = 1.0
 """A suggestion that takes longer is shown while it grows."""
 _RETRY_SECONDS = 2.0
@@ -78,33 +78,6 @@ class SessionOptions:
     reviewer: str | None = None
     commands: tuple[str, ...] = ()
     write_report: Callable[[Sequence[Event]], None] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SuggestJob:
-    """Suggest for these images. current: the person waits for the one image; queue: they come soon; rest: they have no
-    answer at the end. tuned: with the adapter."""
-
-    images: tuple[int, ...]
-    purpose: Literal["current", "queue", "rest"]
-    tuned: bool
-
-
-@dataclass(frozen=True, slots=True)
-class RoundJob:
-    """Train on these answers: (image's number, text), in this order. digest: of their names and texts."""
-
-    number: int
-    answers: tuple[tuple[int, str], ...]
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class FinishJob:
-    """Write what a finished run has."""
-
-
-Job = SuggestJob | RoundJob | FinishJob
 
 
 @dataclass(eq=False, slots=True)
@@ -180,12 +153,12 @@ class Session:
         self._record = RunRecord(journal, images, run_dir, options.every)
         self._state = self._record.state
         self._score = self._record.compute_score()  # of which the person was told
-        self._score_view: tuple[Score, dict[str, Any]] | None = None
         self._num_spared = len(self._state.spared)
         self._shown = ShownImages(
             self._record, self._broken, seed=options.seed, use_hardest=options.order == "hardest",
             blind=options.blind, reviewer=options.reviewer,
         )  # fmt: skip
+        self._facts = StateView(self._record, self._shown, options.reviewer)
         self.remarks = self._record.check_images()
         with self._changed:
             self._begin()
@@ -210,11 +183,11 @@ class Session:
                 "notice": None if self._notice is None else self._notice.to_view(),
                 "current": None if id is None else self._view_current(id),
                 "next_image": next_image,
-                "counts": self._count(),
+                "counts": self._facts.count(),
                 "labels": list(self._options.labels),
-                "history": self._view_history(),
-                "score": self._view_score(),
-                "files": self._view_files(),
+                "history": self._facts.list_history(),
+                "score": self._facts.view_score(),
+                "files": self._facts.list_files(),
                 "commands": list(self._options.commands),
             }
 
@@ -276,7 +249,7 @@ class Session:
         """Take back the last answer, review or skip: its image is shown again, with the answer as the draft."""
         with self._changed:
             self._require_tab(tab)
-            id = next((id for id in reversed(self._state.deeds) if self._may_undo(id)), None)
+            id = next((id for id in reversed(self._state.deeds) if self._facts.may_undo(id)), None)
             if id is None:
                 raise ApiError(409, "There is nothing to take back.", code="nothing")
             deed = self._state.deeds[id]
@@ -514,7 +487,7 @@ class Session:
             rows = [(self._images.paths[number], *pair) for number, pair in texts.items() if number in left]
             finished = Finished(t=_read_clock(), answers=len(self._record.list_answers()), suggestions=len(rows))
         try:
-            write_suggestions(self.run_dir.path / "suggestions.csv", rows)
+            write_suggestions(self.run_dir.suggestions, rows)
             with self._changed:
                 self._write([finished])
                 events = self._record.events
@@ -675,12 +648,6 @@ class Session:
         has_text = suggested.text is not None and suggested.round is not None
         return is_sample and has_text and not self._state.was_answered(suggested.image)
 
-    def _may_undo(self, id: str) -> bool:
-        deed, pick = self._state.deeds[id], self._state.suggested[id].pick
-        if pick == "given" or (pick == "review") != self._shown.is_review or self._record.find_number(id) is None:
-            return False
-        return deed.kind != "reviewed" or deed.reviewer == self._options.reviewer
-
     def _show_next(self) -> None:
         """Show an image if none is shown and one is left, unless the disk takes no more."""
         try:
@@ -779,16 +746,6 @@ class Session:
                 self._broken.setdefault(number, error.message)
         return self._sizes[number]
 
-    def _count(self) -> dict[str, int]:
-        mode = [id for id in self._state.deeds if (self._state.suggested[id].pick == "review") == self._shown.is_review]
-        skipped = sum(self._state.deeds[id].kind == "skipped" for id in mode)
-        if self._shown.is_review:
-            left = self._shown.num_left
-            answered = sum(self._may_undo(id) and self._state.deeds[id].kind == "reviewed" for id in mode)
-            return {"answered": answered, "skipped": skipped, "left": left, "total": answered + skipped + left}
-        answered, total = len(self._record.list_answers()), len(self._images)
-        return {"answered": answered, "skipped": skipped, "left": max(0, total - answered - skipped), "total": total}
-
     def _view_current(self, id: str) -> dict[str, Any]:
         suggested = self._state.suggested[id]
         number = self._images.numbers[suggested.image]
@@ -810,32 +767,6 @@ class Session:
         if self._stream is not None and self._stream[0] == id:
             return "streaming", self._stream[1]
         return ("waiting" if self._model == "ready" and self._wants_text(id) else "no_model"), None
-
-    def _view_history(self) -> list[dict[str, Any]]:
-        found = list[dict[str, Any]]()
-        for id in reversed(self._state.deeds):
-            if len(found) == _MAX_HISTORY:
-                break
-            suggested = self._state.suggested[id]
-            answer = self._state.answers.get(suggested.image)
-            if self._state.deeds[id].kind != "skipped" and self._may_undo(id) and answer is not None:
-                entry = {"id": id, "image": self._record.find_number(id), "name": suggested.image, "text": answer}
-                found.append({**entry, "suggestion": suggested.text})
-        return found
-
-    def _view_score(self) -> dict[str, Any]:
-        score = self._record.compute_score()
-        if self._score_view is None or self._score_view[0] is not score:
-            self._score_view = score, score.to_view()
-        return self._score_view[1]
-
-    def _view_files(self) -> dict[str, str | None]:
-        """The files that are there."""
-        run = self.run_dir
-        suggestions = run.path / "suggestions.csv"
-        files = {"captions": run.path / "captions.csv", "adapter": run.adapter, "report": run.report}
-        files["suggestions"] = suggestions
-        return {name: str(path) if path.exists() else None for name, path in files.items()}
 
 
 def _refuse_stale(id: str) -> NoReturn:
