@@ -24,6 +24,10 @@ MILLISECONDS = 20_000
 SIZES = [(48, 36), (1600, 500), (300, 1400), (48, 36), (48, 36), (48, 36)]
 FORGET = "if (performance.getEntriesByType('navigation')[0]?.type === 'navigate') sessionStorage.clear()"
 """Of the tests before in the same tab; a reload keeps it."""
+HIDE = """hidden => {
+  Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
 SELECTED = "[field.selectionStart, field.selectionEnd]"
 
 
@@ -629,6 +633,9 @@ def test_texts_and_names_are_text_in_any_direction(open_page: Callable[..., Any]
         page.view.keyboard.press("Enter")
         page.wait_for("صورة.png", "سيارة حمراء")
         assert page.field.evaluate("field => getComputedStyle(field).direction") == "rtl"
+        page.field.fill("سيارة زرقاء")
+        changed = page.view.locator("#changes bdi")
+        assert changed.evaluate("changed => getComputedStyle(changed).direction") == "rtl"
         page.expect(page.view.locator("#history .text")).to_have_text("<img src=x onerror=alert(1)> & سيارة")
         assert page.view.locator("#history b, #name b, [onerror]").count() == 0
 
@@ -644,17 +651,27 @@ def test_the_next_image_is_there_before_it_is_asked_about(open_page: Callable[..
 
 
 def test_time_is_counted_while_the_window_is_seen(open_page: Callable[..., Any]) -> None:
-    hide = (
-        "hidden => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true}); "
-        "document.dispatchEvent(new Event('visibilitychange')); }"
-    )
     with open_page() as page:
         page.wait_for("a.png", SUGGESTION)
-        page.view.evaluate(hide, True)
+        page.view.evaluate(HIDE, True)
         page.view.wait_for_timeout(1500)
-        page.view.evaluate(hide, False)
+        page.view.evaluate(HIDE, False)
         page.view.keyboard.press("Enter")
         assert page.session.wait_for_call("answer")[0][3] < 1.4
+
+
+def test_a_hidden_page_asks_for_nothing(open_page: Callable[..., Any]) -> None:
+    """A browser has six connections for all pages of the server."""
+    with open_page() as page:
+        page.wait_for("a.png", SUGGESTION)
+        page.view.evaluate(HIDE, True)
+        page.session.change(tuned_on=4)  # ends the request that waits
+        page.expect(page.view.locator("#summary")).to_contain_text("tuned on 4")
+        page.session.change(tuned_on=8)
+        page.view.wait_for_timeout(300)
+        page.expect(page.view.locator("#summary")).to_contain_text("tuned on 4")
+        page.view.evaluate(HIDE, False)
+        page.expect(page.view.locator("#summary")).to_contain_text("tuned on 8")
 
 
 def test_another_run_at_the_address_gets_no_answer(open_page: Callable[..., Any], taught: Taught) -> None:

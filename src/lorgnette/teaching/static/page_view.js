@@ -297,7 +297,8 @@ export class PageView {
     this.#shown.changes = key;
     const names = { out: "del", in: "ins" };
     const parts = key && before !== after ? findChanges(before, after) : [];
-    byId("changes").replaceChildren(...(parts.length ? ["You changed: "] : []), ...parts.map(({ kind, text: piece }) => (kind === "same" ? piece : build(names[kind], { textContent: piece }))));
+    const pieces = parts.map(({ kind, text: piece }) => (kind === "same" ? piece : build(names[kind], { textContent: piece })));
+    byId("changes").replaceChildren(...(parts.length ? ["You changed: ", build("bdi", {}, ...pieces)] : []));
   }
 
   // ---- Below
@@ -341,7 +342,7 @@ export class PageView {
 
   #buildPast(answer, isOther) {
     const { id, image, name, text, suggestion } = answer;
-    const [sign, means] = suggestion === null ? ["+", "written"] : suggestion.trim() === text ? ["✓", "taken"] : ["~", "changed"];
+    const [sign, means] = suggestion === null ? ["+", "written"] : suggestion.normalize("NFC").trim() === text ? ["✓", "taken"] : ["~", "changed"];
     const button = build("button", { type: "button", disabled: isOther, title: `Mend the answer for ${name}` },
       build("img", { src: this.getAddress(image, this.#store.state.data.thumbnail_side), alt: name, loading: "lazy" }),
       build("span", { className: `sign ${means}`, ariaLabel: means, role: "img", textContent: sign }),

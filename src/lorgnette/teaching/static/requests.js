@@ -36,6 +36,17 @@ export const readImageProblem = async (address) => {
   }
 };
 
+/** A browser opens six connections to a server, and each page that follows the state keeps one. */
+const waitUntilSeen = () => new Promise((resolve) => {
+  const look = () => {
+    if (document.hidden) return;
+    document.removeEventListener("visibilitychange", look);
+    resolve();
+  };
+  document.addEventListener("visibilitychange", look);
+  look();
+});
+
 const RETRY_SECONDS = [1, 2, 4, 8, 15];
 
 /** Follows the state for ever. `connect` is called before the first state, and before the one after a loss. */
@@ -48,6 +59,7 @@ export class StateFeed {
 
   async follow() {
     for (let version = -1, numFailures = 0; ;) {
+      await waitUntilSeen();
       try {
         if (version < 0) await this.connect();
         const state = await this.read(version);

@@ -154,17 +154,25 @@ const take = async () => {
   if (entry.isMend) return mend(entry, text);
   const pending = { run: data.run, id: entry.id, text, keys: entry.keys, seconds: Math.round(1000 * entry.seconds) / 1000 };
   keepPending(pending);
+  await leave(entry, async () => {
+    try {
+      return await deliver(pending);
+    } catch (error) {
+      lose(error);
+      feed.hurry();
+      return null;
+    }
+  });
+};
+
+/** Locks the field while `send` is on its way, and until the state is there whose version it returns; null: it failed. */
+const leave = async (entry, send) => {
   cancelDraft();
   store.set({ sending: { id: entry.id, version: Infinity }, problem: "" });
   page.lock();
-  try {
-    const version = await deliver(pending);
-    const isThere = version === null || store.state.view.version >= version;
-    store.set({ sending: isThere ? null : { id: entry.id, version } });
-  } catch (error) {
-    lose(error);
-    feed.hurry();
-  }
+  const version = await send();
+  const isThere = version === null || store.state.view.version >= version;
+  store.set({ sending: isThere ? null : { id: entry.id, version } });
 };
 
 const mend = async (entry, text) => {
@@ -189,8 +197,11 @@ const turn = (by) => {
 const skip = async () => {
   const { entry, sending } = store.state;
   if (!entry || entry.isMend || sending || isOther()) return;
-  cancelDraft();
-  if (await act("skip", { id: entry.id })) forgetDraft();
+  await leave(entry, async () => {
+    const done = await act("skip", { id: entry.id });
+    if (done) forgetDraft();
+    return done?.version ?? null;
+  });
 };
 const undo = () => {
   if (store.state.entry?.isMend) return leaveMend();
