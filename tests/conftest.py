@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import inspect
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Generator
 from pathlib import Path
 from types import SimpleNamespace
@@ -275,6 +277,27 @@ def forked_peft_worker(monkeypatch: pytest.MonkeyPatch, fork_command: Callable[.
 
     monkeypatch.setattr(peft_check, "subprocess", SimpleNamespace(run=run))
     monkeypatch.setattr(peft_check, "MAX_NEW_TOKENS", 8)
+
+
+@pytest.fixture(scope="module")
+def exact_bitsandbytes() -> Generator[None, None, None]:
+    """bitsandbytes whose CPU code is its plain one. With AVX-512, version 0.50 gives a block that goes on in the next
+    row the scale of another block."""
+    import torch
+
+    plain = inspect.unwrap(pytest.importorskip("bitsandbytes.backends.default.ops")._dequantize_4bit_compute)
+    code = pytest.importorskip("bitsandbytes.backends.utils")._get_4bit_code
+
+    def dequantize(packed: Any, absmax: Any, blocksize: int, quant_type: str, shape: Any, dtype: Any) -> Any:
+        flat = packed.view(torch.uint8).reshape(-1)
+        return plain(flat, absmax.float(), code(quant_type, packed.device), blocksize, shape, dtype)
+
+    library = torch.library.Library("bitsandbytes", "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning only once for all operators")  # an operator has another code now
+        library.impl("dequantize_4bit", dequantize, "CPU", allow_override=True)
+    yield
+    library._destroy()
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ SHAPES = [(33, 64), (6, 96), (16, 1536), (300, 200)]
 
 
 @pytest.fixture(scope="module")
-def bitsandbytes() -> ModuleType:
+def bitsandbytes(exact_bitsandbytes: None) -> ModuleType:
     functional: ModuleType = pytest.importorskip("bitsandbytes").functional
     return functional
 

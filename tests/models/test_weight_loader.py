@@ -190,6 +190,7 @@ def allocate_destinations(
     }
 
 
+@pytest.mark.usefixtures("exact_bitsandbytes")
 @pytest.mark.parametrize(
     ("device", "read_bytes"),
     [(CPU, 0), *(pytest.param(torch.device("cuda"), size, marks=CUDA) for size in (64, 2**24))],

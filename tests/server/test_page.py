@@ -260,7 +260,7 @@ def test_errors_are_shown_in_words(open_page: Callable[..., Any], fake_server: A
             ),
         }
         said = ""
-        page.view.route(urls, lambda route: answers[said](route))
+        page.view.route(urls, lambda route: answers[said](route))  # noqa: PLW0108 - `said` changes
         page.view.reload()  # a page that has asked before may ask past a new route
         page.choose(photo)
         for said in answers:
