@@ -103,6 +103,7 @@ def test_the_same_call_goes_on(open_page: Any, output: io.StringIO, here: Path) 
     _, browser = open_page(here / "photos")
     state = browser.get_state()
     assert (state["counts"]["answered"], state["prompt"], state["labels"]) == (1, "What is it?", ["cat", "dog"])
+    assert not (here / "runs/teach-photos/manifest.json").exists()  # it would not know the answers that come
     assert list_printed(output)["run"] == "runs/teach-photos, 1 answer so far"
 
 
@@ -226,6 +227,14 @@ def test_a_stop_by_the_keyboard_frees_the_run(monkeypatch: pytest.MonkeyPatch, o
         lorgnette.teach("photos", model="demo", port=0, console=Console(file=output, width=300))
     assert output.getvalue().endswith("to go on   lorgnette teach photos\n")
     assert not RunDir(here / "runs" / "teach-photos").lock_file.exists()
+
+
+def test_the_pages_token_is_the_key_for_other_machines() -> None:
+    """There is no API, so nobody gets its key."""
+    guards = [teach_module._build_guard("0.0.0.0", 80, "192.168.1.5") for _ in range(2)]
+    assert guards[0].api_key != guards[1].api_key != ""
+    assert guards[0].page_url == f"http://192.168.1.5:80/?token={guards[0].token}"
+    assert teach_module._build_guard("127.0.0.1", 80, ()).api_key == ""
 
 
 def test_an_end_that_takes_long_says_so(

@@ -139,3 +139,11 @@ def test_a_person_teaches_the_demo(start: Start, tmp_path: Path, lorgnette: Call
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert [row["tuned"] for row in rows] == [suggestions[name] for name in asked]
+
+    # An ordinary training on the answers makes the same adapter, which plain transformers + PEFT take.
+    done = lorgnette("train", run.config, "run=again", "device=cpu")
+    assert done.returncode == 0, done.stderr
+    weights = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "again" / weights).read_bytes() == (run.path / weights).read_bytes()
+    done = lorgnette("verify", run.path, "--device", "cpu")
+    assert done.stdout.endswith("result     all checks passed\n"), done.stdout + done.stderr
