@@ -65,12 +65,17 @@ def test_what_asks_for_nothing_is_taken() -> None:
     )  # fmt: skip
 
 
+PART = {"type": "text", "text": "a"}
+
+
 def test_stop_texts() -> None:
     assert parse().stop_texts == []
     assert parse(stop="\n").stop_texts == ["\n"]
     assert parse(stop=["a", "b"]).stop_texts == ["a", "b"]
     for stop in (["a"] * 5, "", ["a", ""], [1]):
         assert str(catch_refusal(stop=stop).param).startswith("stop")
+    assert "at most 4 items" in catch_refusal(stop=["a"] * 5).message
+    assert "at most 256 items" in catch_refusal(messages=[{"role": "user", "content": [PART] * 257}]).message
 
 
 def test_a_wrong_value_is_named() -> None:

@@ -3,15 +3,17 @@
 import asyncio
 import http.client
 import json
+import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
 
 from lorgnette.errors import LorgnetteError
+from lorgnette.server import http_server
 from lorgnette.server.http_server import DEFAULT_PORT, HttpServer, open_port
 
 
@@ -119,3 +121,77 @@ def test_an_app_that_fails_answers_500() -> None:
     with HttpServer(app, port), closing(http.client.HTTPConnection(*address, timeout=10)) as connection:
         connection.request("POST", "/", body=json.dumps({}))
         assert connection.getresponse().status == 500
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the server has closed it; it has sent nothing, or what was read already."""
+    connection.settimeout(0.3)
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+
+
+def test_connections_without_a_request_make_way_for_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest first: who says nothing, who does not end a request, and who has had an answer. None that is answered
+    does."""
+    monkeypatch.setattr(http_server, "_MAX_CONNECTIONS", 5)
+    answered = threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        while scope["path"] == "/slow" and not answered.is_set():
+            await asyncio.sleep(0.01)
+        await send_start(send)
+        await send({"type": "http.response.body", "body": b"here"})
+
+    def open_connection(sent: bytes = b"") -> socket.socket:
+        connection = socket.create_connection(address)
+        connection.sendall(sent)
+        return connection
+
+    def ask(path: bytes) -> bytes:
+        return b"GET " + path + b" HTTP/1.1\r\nHost: a\r\n\r\n"
+
+    port = open_port("127.0.0.1", 0)
+    address = port.getsockname()
+    with ExitStack() as stack:
+        stack.enter_context(HttpServer(app, port))
+        stack.callback(answered.set)
+        slow = [open_connection(ask(b"/slow")) for _ in range(2)]
+        kept = open_connection(ask(b"/"))
+        while not kept.recv(1000).endswith(b"0\r\n\r\n"):
+            pass
+        head = open_connection(b"GET / HT")
+        body = open_connection(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc")
+        assert not is_closed(body)
+        silent = []
+        for oldest in (kept, head, body):
+            silent.append(open_connection())
+            assert is_closed(oldest)
+        with closing(http.client.HTTPConnection(*address, timeout=10)) as connection:
+            connection.request("GET", "/")
+            assert connection.getresponse().read() == b"here"
+            assert [is_closed(each) for each in (*silent, *slow)] == [True, False, False, False, False]
+        slow += [open_connection(ask(b"/slow")) for _ in range(3)]
+        assert not is_closed(slow[-1])
+        assert all(is_closed(each) for each in silent[1:])
+        late = open_connection(ask(b"/"))  # all others are being answered
+        assert is_closed(late)
+        answered.set()
+        for each in slow:
+            each.settimeout(10)
+            assert each.recv(1000).startswith(b"HTTP/1.1 200")
+    for each in (*slow, *silent, kept, head, body, late):
+        each.close()
+
+
+@pytest.mark.parametrize(("num_files", "expected"), [(256, 128), (1_000_000, 1000), (resource.RLIM_INFINITY, 1000)])
+def test_half_of_the_files_of_a_process_may_be_connections(
+    num_files: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (num_files, num_files))
+    assert http_server._limit_connections() == expected

@@ -117,9 +117,9 @@ class ChatRequest(_Loose):
 
 
 def _explain(error: ValidationError) -> ApiError:
-    """The first error of the branch that fits best."""
+    """The first error of the branch that fits best: of the type that the value has, and farthest inside."""
     errors = error.errors(include_url=False, include_input=False)
-    details = max(errors, key=lambda details: len(details["loc"]))
+    details = max(errors, key=lambda details: (len(details["loc"]), not details["type"].endswith("_type")))
     where = ".".join(str(part) for part in details["loc"] if part not in _UNION_BRANCHES)
     reason = "Input should be an object" if details["type"] == "model_type" else details["msg"]
     return ApiError(400, f"{where}: {reason}" if where else reason, param=where or None)

@@ -2,13 +2,17 @@
 
 import atexit
 import errno
+import resource
 import socket
 import threading
+import time
+from asyncio import Transport
 from collections.abc import Callable
 from itertools import count
 from typing import Any, Self
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lorgnette.errors import LorgnetteError, UsageError
 
@@ -18,6 +22,8 @@ _NUM_PORTS = 100
 _KEEP_ALIVE_SECONDS = 75
 """How long a client's idle connection stays open: longer than clients keep theirs, or they would write to a closed
 one."""
+_MAX_CONNECTIONS, _BACKLOG = 1000, 64
+"""Open connections, as far as the process may have that many files; and those that may wait until they are accepted."""
 _STOP_SECONDS = 5
 """How long open answers may take to end with an error."""
 
@@ -78,9 +84,9 @@ class HttpServer:
         self._has_ended = threading.Event()
         # Nothing that depends on which of uvicorn's optional packages are installed, and no trust in a proxy's headers.
         config = uvicorn.Config(
-            app, loop="asyncio", http="h11", ws="none", lifespan="off", interface="asgi3", log_config=None,
+            app, loop="asyncio", http=_Connection, ws="none", lifespan="off", interface="asgi3", log_config=None,
             log_level="error", access_log=False, proxy_headers=False, server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=_STOP_SECONDS,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=_STOP_SECONDS, backlog=_BACKLOG,
         )  # fmt: skip
         self._server = _Uvicorn(config, on_stop)
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
@@ -132,6 +138,40 @@ class HttpServer:
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
+
+
+class _Connection(H11Protocol):
+    """A connection of which there are not too many: one that sends no whole request makes way for a new one.
+
+    Otherwise clients that open connections and say nothing keep everybody else out.
+    """
+
+    _since = 0.0
+    """When it was opened, or when its last answer ended."""
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._since = time.monotonic()
+        if len(self.connections) > _limit_connections():
+            silent = [each for each in self.connections if isinstance(each, _Connection) and each._is_silent]
+            oldest = min(silent, key=lambda each: each._since)
+            self.connections.discard(oldest)  # it closes a little later
+            oldest.transport.abort()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._since = time.monotonic()
+
+    @property
+    def _is_silent(self) -> bool:
+        """Whether it has no request, or no whole one. A new connection has none."""
+        return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
+
+
+def _limit_connections() -> int:
+    """Images that are read and models need files too."""
+    num_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MAX_CONNECTIONS if num_files == resource.RLIM_INFINITY else min(_MAX_CONNECTIONS, num_files // 2)
 
 
 class _Uvicorn(uvicorn.Server):
