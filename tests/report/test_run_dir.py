@@ -54,9 +54,15 @@ def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
         RunDir.create(tmp_path / "mine")
 
 
-@pytest.mark.parametrize("last", ["", ".lock", ".manifest.json.999999999.part", "manifest.json", ".config.yaml.999999999.part"])
+NO_PROCESS = 999_999_999
+
+
+@pytest.mark.parametrize(
+    "last", ["", ".lock", f".manifest.json.{NO_PROCESS}.part", "manifest.json", f".config.yaml.{NO_PROCESS}.part"]
+)
 def test_a_run_that_was_killed_before_it_could_be_resumed_is_free(tmp_path: Path, last: str, warn: Warn) -> None:
-    names = ["", ".lock", ".manifest.json.999999999.part", "manifest.json", ".config.yaml.999999999.part", "config.yaml"]
+    names = ["", ".lock", f".manifest.json.{NO_PROCESS}.part", "manifest.json", f".config.yaml.{NO_PROCESS}.part"]
+    names.append("config.yaml")
     path = tmp_path / "coco"
     path.mkdir()
     for name in names[1 : names.index(last) + 1]:
