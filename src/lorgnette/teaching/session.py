@@ -319,9 +319,10 @@ class Session:
             self._require_tab(tab)
             if self._model == "loading":
                 raise ApiError(409, "The model is still being read.", code="loading")
-            if self._ending is None:
-                self._ending, self._is_finished = _Ending(time.monotonic()), False
-                self._bump()
+            if self._ending is not None:
+                return self._version
+            self._ending, self._is_finished = _Ending(time.monotonic()), False
+            self._bump()
             has_model = self._model == "ready"
         if not has_model:
             self.complete_finish()
@@ -486,6 +487,7 @@ class Session:
             texts = self._ending.texts if self._ending is not None else {}
             rows = [(self._images.paths[number], *pair) for number, pair in texts.items() if number in left]
             finished = Finished(t=_read_clock(), answers=len(self._record.list_answers()), suggestions=len(rows))
+        notice, is_finished = None, False
         try:
             write_suggestions(self.run_dir.suggestions, rows)
             with self._changed:
@@ -493,15 +495,15 @@ class Session:
                 events = self._record.events
             if self._options.write_report is not None:
                 self._options.write_report(events)
+            is_finished = True
         except LorgnetteError as error:
+            notice = notices.describe_write_error(error)
+        finally:  # also after a defect
             with self._changed:
-                self._ending, self._progress, self._notice = None, None, notices.describe_write_error(error)
+                self._ending, self._progress, self._is_finished = None, None, is_finished
+                self._notice = notice or self._notice
+                self._write_captions()
                 self._bump()
-            return
-        with self._changed:
-            self._ending, self._progress, self._is_finished = None, None, True
-            self._write_captions()
-            self._bump()
 
     # The start.
 
@@ -637,7 +639,8 @@ class Session:
         if score.unlearned and not before.unlearned:
             self._notice = notices.describe_unlearned()
         elif (enough := score.enough) is not None and not before.is_enough:
-            self._notice = notices.describe_enough(enough, len(self._record.list_unanswered()))
+            left = [number for number in self._record.list_unanswered() if number not in self._broken]
+            self._notice = notices.describe_enough(enough, len(left))
         elif (flat := score.flat) is not None and before.flat is None:
             numbers = [self._images.numbers.get(outcome.image) for outcome in score.wrong]
             self._notice = notices.describe_plateau(flat, [number for number in numbers if number is not None])
