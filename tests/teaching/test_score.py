@@ -288,7 +288,7 @@ def test_flat_is_not_said_where_it_is_enough() -> None:
     assert script.score.flat is None
 
 
-def test_two_rounds_with_a_high_loss_and_nothing_taken_are_unlearned() -> None:
+def test_two_rounds_with_a_high_loss_and_little_taken_are_unlearned() -> None:
     script = Script()
     script.ask_many([False] * 4)
     script.finish_round("limit")
@@ -299,7 +299,9 @@ def test_two_rounds_with_a_high_loss_and_nothing_taken_are_unlearned() -> None:
     assert compute_score(script.events).unlearned
     assert script.score.to_view()["unlearned"] is True
     script.ask_many([True])
-    assert not compute_score(script.events).unlearned
+    assert compute_score(script.events).unlearned, "one of nine may be chance"
+    script.ask_many([True])
+    assert not compute_score(script.events).unlearned, "a fifth is not"
 
 
 def test_a_low_loss_or_close_suggestions_are_not_unlearned() -> None:

@@ -91,7 +91,7 @@ def describe_plateau(flat: Plateau, wrong: Sequence[int]) -> Notice:
 
 def describe_unlearned() -> Notice:
     """Two rounds learned nothing."""
-    text = "It does not learn this yet: none of its suggestions of the last two rounds was taken."
+    text = "It does not learn this yet: hardly any suggestion of the last two rounds was taken."
     hint = "More answers may help. So may answers that follow one rule, and a rule that can be seen in the image."
     return Notice("unlearned", text, hint)
 

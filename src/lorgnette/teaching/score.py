@@ -47,7 +47,8 @@ distance fell by less than this fraction."""
 CLOSE_EDIT = 0.3
 """Suggestions with a smaller edit distance are close to what the person writes, though few are taken as they stand."""
 FEW_TAKEN = 0.2
-"""With a smaller share, and close suggestions, the edit distance says more than the share."""
+"""With a smaller share, and close suggestions, the edit distance says more than the share. A model whose suggestions
+are not close either learns nothing."""
 MIN_UNLEARNED = 8
 """Suggestions of two rounds before it is said that they learn nothing."""
 NUM_WRONG = 6
@@ -246,13 +247,13 @@ class Score:
         """Whether the model does not learn this yet.
 
         So it is if the loss of the last two rounds did not get low, and if of at least MIN_UNLEARNED suggestions since
-        the first of the two none was taken and they are not close.
+        the first of the two few were taken, and they are not close. A few are taken by chance.
         """
         last = self.rounds[-2:]
         if len(last) < 2 or any(done.end_reason == "low" for done in last):
             return False
         since = [outcome for outcome in self.outcomes if outcome.round >= last[0].round]
-        if len(since) < MIN_UNLEARNED or any(outcome.taken for outcome in since):
+        if len(since) < MIN_UNLEARNED or fmean(outcome.taken for outcome in since) >= FEW_TAKEN:
             return False
         return fmean(outcome.edit for outcome in since) >= CLOSE_EDIT
 
