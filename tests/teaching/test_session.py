@@ -347,8 +347,8 @@ def test_a_fast_person_does_not_keep_a_slow_model_from_learning(tmp_path: Path) 
 
 def test_a_round_makes_unseen_suggestions_anew(tmp_path: Path) -> None:
     with open_run(tmp_path, 40, learner=FakeLearner(40, lambda image, answers: f"{image} after {answers}")) as run:
-        for _ in range(4):
-            run.answer()
+        answer_slowly(run, 3)
+        run.answer()
         seen = run.until_asked()
         view = run.until(lambda view: view["tuned_on"] == 4)
         assert view["notice"] == {"kind": "tuned", "text": "Tuned on 4 answers in 0.5 s.",
@@ -367,9 +367,7 @@ def test_a_round_on_demand(tmp_path: Path) -> None:
         run.answer()
         run.session.request_round(TAB)
         run.until(lambda view: view["tuned_on"] == 1)
-        for _ in range(5):
-            run.answer()
-        run.until(lambda view: view["tuned_on"] == 4)
+        answer_slowly(run, 5)
         run.session.request_round(TAB)
         run.until(lambda view: view["tuned_on"] == 6)
     assert list_rounds(run) == [1, 4, 6]
@@ -871,7 +869,7 @@ def test_hardest_first_counts_the_shuffled_half(tmp_path: Path) -> None:
 def test_a_state_is_sent_at_once(tmp_path: Path) -> None:
     with open_run(tmp_path, 6) as run:
         current = run.until_asked()
-        time.sleep(0.1)
+        run.until_idle()
         version, woken = run.session.view(TAB)["version"], []
 
         def wait() -> None:
@@ -885,7 +883,7 @@ def test_a_state_is_sent_at_once(tmp_path: Path) -> None:
         start = time.monotonic()
         run.session.answer(TAB, current["id"], "x", 1, 1.0)
         waiter.join(5)
-        assert woken[0] - start < 0.5
+        assert woken[0] - start < 3  # of 20; the machine may be busy
         assert run.session.wait_for_change(10**9, 0.05) < 10**9  # no longer than asked
         closer = threading.Timer(0.1, run.session.close)
         closer.start()
