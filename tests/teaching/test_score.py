@@ -397,6 +397,16 @@ def test_a_review_compares_with_the_answers_that_stood() -> None:
     assert len(script.score.outcomes) == 4
 
 
+def test_a_skip_in_a_review_that_is_taken_back_changes_no_answer() -> None:
+    script = Script()
+    script.ask("a cat", "a cat")
+    id = script.suggest(None, image="1.jpg", pick="review", round=None)
+    script.events += [Skipped(t=4.0, id=id, reason="user"), Undone(t=5.0, id=id)]
+    script.events.append(Reviewed(t=6.0, id=id, text="a dog", reviewer="Ann", seconds=1.0))
+    [agreement] = script.score.agreements
+    assert (agreement.equal.taken, agreement.equal.count) == (0, 1)
+
+
 def test_captions_have_no_kappa() -> None:
     script = Script()
     for answer in ("a cat", "a dog"):

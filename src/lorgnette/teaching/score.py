@@ -387,7 +387,7 @@ def _undo(replay: _Replay, event: Undone) -> None:
     review = replay.reviews.pop(event.id, None)
     if review is not None:
         replay.answers[image] = review.before
-    else:
+    elif replay.find(event.id).pick != "review":  # of a skip in a review, the answer stays
         replay.answers.pop(image, None)
 
 
