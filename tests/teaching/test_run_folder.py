@@ -116,7 +116,7 @@ def test_settings_stay_those_of_the_run(images: ImageList) -> None:
     with pytest.raises(UsageError) as caught:
         keep_settings(run, load("data.prompt=Who?", "lora.rank=8", "device=cpu"))
     assert caught.value.message == (
-        "this run was started with other settings: lora.rank is 4, not 8, data.prompt is What?, not Who?"
+        "this run was started with other settings: data.prompt is What?, not Who?, lora.rank is 4, not 8"
     )
     assert caught.value.hint == "leave them out to go on, or begin another run: --run runs/a-2"
 

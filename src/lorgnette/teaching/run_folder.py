@@ -127,10 +127,8 @@ def keep_settings(run: TeachRun, given: Settings) -> Settings:
     """
     assert run.settings is not None
     kept, wanted = _list_values(run.settings), _list_values(_make_portable(given))
-    names = [
-        name for name, source in given.sources.items() if source not in RECIPES and name not in ("data.path", "run")
-    ]
-    changed = [name for name in names if name in wanted and wanted[name] != kept[name]]
+    wished = {name for name, source in given.sources.items() if source not in RECIPES} - {"data.path", "run"}
+    changed = [name for name in config.list_settings() if name in wished and wanted[name] != kept[name]]
     if different := [name for name in changed if name not in _MACHINE]:
         facts = ", ".join(f"{name} is {kept[name]}, not {wanted[name]}" for name in different)
         path = run.run_dir.path
