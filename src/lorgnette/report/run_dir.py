@@ -164,7 +164,7 @@ class RunDir:
         """Raises LorgnetteError if the locked folder is no longer at its path: a write would create another one."""
         if not self.is_in_place:
             message = "the run folder, or the .lock in it, was deleted or renamed while it was in use"
-            hint = "start a new run, or go on with this one where it is now: train --resume FOLDER, or teach --run FOLDER"
+            hint = "start a new run, or go on where it is now: train --resume FOLDER, or teach --run FOLDER"
             raise LorgnetteError(message, where=str(self.path), hint=hint)
 
 
