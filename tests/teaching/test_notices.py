@@ -13,8 +13,8 @@ def test_rounds_that_end_well() -> None:
     assert notices.describe_round(done).to_view() == {
         "kind": "tuned", "text": "Tuned on 24 answers in 1.6 s.", "details": "30 steps, loss 0.12", "images": []
     }  # fmt: skip
-    assert notices.describe_spared_round(8).text == "The last 8 were all right: not tuned."
-    assert notices.describe_spared_round(1).text == "The last answer was right: not tuned."
+    assert notices.describe_needless_round(8).text == "The last 8 were all right: not tuned."
+    assert notices.describe_needless_round(1).text == "The last answer was right: not tuned."
     assert notices.describe_known_answers().kind == "not_tuned"
 
 
@@ -63,3 +63,5 @@ def test_it_is_flat_or_not_learned() -> None:
     assert flat.images == (3, 9)
     assert notices.describe_plateau(Plateau(11, 12, 0.2, 0.2), []).text.endswith("before 12.")
     assert "does not learn this yet" in notices.describe_unlearned().text
+    done = RoundDone(t=0, round=3, answers=24, steps=70, loss=3.18, seconds=12.3, end_reason="limit")
+    assert notices.describe_unlearned(done).text.startswith("Tuned on 24 answers in 12.3 s. It does not learn this yet")

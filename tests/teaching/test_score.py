@@ -304,6 +304,18 @@ def test_two_rounds_with_a_high_loss_and_little_taken_are_unlearned() -> None:
     assert not compute_score(script.events).unlearned, "a fifth is not"
 
 
+def test_a_round_that_has_just_ended_does_not_hide_what_is_not_learned() -> None:
+    script = Script()
+    for _ in range(3):
+        script.finish_round("limit")
+        script.ask_many([False] * 7)
+    assert script.score.unlearned
+    script.finish_round("limit")
+    assert compute_score(script.events).unlearned
+    script.finish_round("low")
+    assert not compute_score(script.events).unlearned
+
+
 def test_a_low_loss_or_close_suggestions_are_not_unlearned() -> None:
     for reasons, wrong, expected in [
         (("limit", "flat"), "zzzz", True),

@@ -31,7 +31,7 @@ def describe_round(done: RoundDone) -> Notice:
     return Notice("tuned", f"Tuned on {_count(done.answers)} in {done.seconds:.1f} s.", steps)
 
 
-def describe_spared_round(num_answers: int) -> Notice:
+def describe_needless_round(num_answers: int) -> Notice:
     """All of these answers were right."""
     last = "last answer was" if num_answers == 1 else f"last {num_answers} were all"
     return Notice("not_tuned", f"The {last} right: not tuned.")
@@ -89,9 +89,11 @@ def describe_plateau(flat: Plateau, wrong: Sequence[int]) -> Notice:
     return Notice("flat", text + (" What it still gets wrong:" if wrong else ""), images=tuple(wrong))
 
 
-def describe_unlearned() -> Notice:
-    """Two rounds learned nothing."""
-    text = "It does not learn this yet: hardly any suggestion of the last two rounds was taken."
+def describe_unlearned(done: RoundDone | None = None) -> Notice:
+    """The last rounds learned nothing. done: the one that has just ended."""
+    text = "It does not learn this yet: hardly any suggestion of the last rounds was taken."
+    if done is not None:
+        text = f"{describe_round(done).text} {text}"
     hint = "More answers may help. So may answers that follow one rule, and a rule that can be seen in the image."
     return Notice("unlearned", text, hint)
 

@@ -183,7 +183,7 @@ def judge_teaching(score: Score) -> Verdict:
     kind, headline = _conclude(score, share, recent, before)
     evidence = _describe_share(share, recent, before, score.enough)
     if score.unlearned:
-        evidence = f"The loss did not get low in the last two rounds, and few suggestions since were taken. {evidence}"
+        evidence = f"The loss did not get low in the last rounds, and few of their suggestions were taken. {evidence}"
     return Verdict(kind, headline, evidence, _describe_doubt(share, score.blind))
 
 

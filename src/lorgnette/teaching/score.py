@@ -50,7 +50,7 @@ FEW_TAKEN = 0.2
 """With a smaller share, and close suggestions, the edit distance says more than the share. A model whose suggestions
 are not close either learns nothing."""
 MIN_UNLEARNED = 8
-"""Suggestions of two rounds before it is said that they learn nothing."""
+"""Suggestions of the last rounds before it is said that they learn nothing."""
 NUM_WRONG = 6
 
 
@@ -246,16 +246,17 @@ class Score:
     def unlearned(self) -> bool:
         """Whether the model does not learn this yet.
 
-        So it is if the loss of the last two rounds did not get low, and if of at least MIN_UNLEARNED suggestions since
-        the first of the two few were taken, and they are not close. A few are taken by chance.
+        So it is if the loss of the last rounds did not get low, and if few of their suggestions were taken, and those
+        are not close. The last rounds are two, or as many as have MIN_UNLEARNED suggestions: a round that has just
+        ended has none. A few are taken by chance.
         """
-        last = self.rounds[-2:]
-        if len(last) < 2 or any(done.end_reason == "low" for done in last):
-            return False
-        since = [outcome for outcome in self.outcomes if outcome.round >= last[0].round]
-        if len(since) < MIN_UNLEARNED or fmean(outcome.taken for outcome in since) >= FEW_TAKEN:
-            return False
-        return fmean(outcome.edit for outcome in since) >= CLOSE_EDIT
+        for first in reversed(self.rounds[:-1]):
+            since = [outcome for outcome in self.outcomes if outcome.round >= first.round]
+            if len(since) >= MIN_UNLEARNED:
+                is_low = any(done.end_reason == "low" for done in self.rounds if done.round >= first.round)
+                is_taken = fmean(outcome.taken for outcome in since) >= FEW_TAKEN
+                return not is_low and not is_taken and fmean(outcome.edit for outcome in since) >= CLOSE_EDIT
+        return False
 
     @property
     def is_edit_first(self) -> bool:
