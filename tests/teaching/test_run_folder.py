@@ -19,12 +19,12 @@ from lorgnette.teaching.events import Opened
 from lorgnette.teaching.images import ImageList, read_images
 from lorgnette.teaching.run_folder import (
     TeachRun,
+    build_train_settings,
     check_settings,
     create_folder,
     find_run,
-    keep_settings,
+    merge_settings,
     open_run,
-    place_data,
     write_config,
     write_manifest,
 )
@@ -49,7 +49,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageList:
 def begin(path: Path, images: ImageList, settings: Settings | None = None) -> TeachRun:
     """A run as `teach` leaves it before the first answer."""
     run_dir = create_folder(path)
-    write_config(run_dir, place_data(settings or load(), run_dir, images))
+    write_config(run_dir, build_train_settings(settings or load(), run_dir, images))
     opened = Opened(
         t=1.0,
         folder=str(images.source),
@@ -106,15 +106,15 @@ def test_other_folders_are_refused(images: ImageList) -> None:
 
 def test_settings_stay_those_of_the_run(images: ImageList) -> None:
     run = begin(Path("runs/a"), images, load("data.prompt=What?", "lora.rank=4"))
-    kept = keep_settings(run, load())
+    kept = merge_settings(run, load())
     assert (kept.lora.rank, kept.data.prompt, kept.model) == (4, "What?", "demo")
-    assert keep_settings(run, load("lora.rank=4", "data.prompt=What?", "data=photos", "run=runs/a")) == kept
+    assert merge_settings(run, load("lora.rank=4", "data.prompt=What?", "data=photos", "run=runs/a")) == kept
     # What a recipe of ours says is no wish of the user; what a machine needs may change.
-    assert keep_settings(run, load(recipe="teach-demo")) == kept
-    changed = keep_settings(run, load("device=cpu", "predict.batch_size=2"))
+    assert merge_settings(run, load(recipe="teach-demo")) == kept
+    changed = merge_settings(run, load("device=cpu", "predict.batch_size=2"))
     assert (changed.device, changed.predict.batch_size, changed.lora.rank) == ("cpu", 2, 4)
     with pytest.raises(UsageError) as caught:
-        keep_settings(run, load("data.prompt=Who?", "lora.rank=8", "device=cpu"))
+        merge_settings(run, load("data.prompt=Who?", "lora.rank=8", "device=cpu"))
     assert caught.value.message == (
         "this run was started with other settings: data.prompt is What?, not Who?, lora.rank is 4, not 8"
     )

@@ -61,22 +61,22 @@ def test_what_the_disk_does_not_take_does_not_count(record: RunRecord, monkeypat
         patch.setattr(os, "fsync", fail)
         with pytest.raises(LorgnetteError, match="No space"):
             record.write([answer(2)])
-        record.put_off(suggest(1))
+        record.add_pending(suggest(1))
         with pytest.raises(LorgnetteError, match="No space"):
             record.write()
-    assert (record.has_failed, record.has_waiting, record.list_answers()) == (True, True, [])
+    assert (record.has_failed, record.has_pending, record.list_answers()) == (True, True, [])
     assert record.state.suggested["s1"].text is None
     assert record.write([answer(2)]) == [suggest(1), answer(2)]
-    assert (record.has_failed, record.has_waiting) == (False, False)
+    assert (record.has_failed, record.has_pending) == (False, False)
     assert read_events(record.run_dir.journal)[-2:] == [suggest(1), answer(2)]
 
 
 def test_a_text_for_an_answered_image_is_not_written(record: RunRecord) -> None:
     record.write([suggest(1, None)])
     record.write([answer(1)])
-    record.put_off(suggest(1, "late"))
+    record.add_pending(suggest(1, "late"))
     assert record.write() == []
-    assert not record.has_waiting
+    assert not record.has_pending
     assert record.state.suggested["s1"].text is None
 
 

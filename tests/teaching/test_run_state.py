@@ -55,14 +55,14 @@ def test_when_rounds_are_due(every: int, due: list[int]) -> None:
     assert [number for number in list_due(every, ["wrong"] * 40) if number <= due[-1]] == due
 
 
-def test_right_answers_spare_a_round() -> None:
+def test_a_round_is_needless_if_all_answers_were_right() -> None:
     assert list_due(8, ["right"] * 40) == []
     assert list_due(8, ["wrong"] + ["right"] * 39) == [4]
     assert list_due(8, ["right"] * 29 + ["wrong"] + ["right"] * 10) == [32]
     story = Story()
     for number in range(1, 17):
         story.answer(number)
-    assert story.state.spared == [4, 4, 8]
+    assert story.state.needless_rounds == [4, 4, 8]
 
 
 def test_a_late_round_does_not_move_the_next() -> None:
@@ -111,11 +111,11 @@ def test_answers_keep_the_place_of_the_first() -> None:
         story.answer(number)
     story.tell(e.Undone(t=0, id="s2"))
     assert [name for name, _ in story.state.list_answers()] == ["1.png", "3.png"]
-    assert (story.state.shown, list(story.state.deeds)) == (["s2"], ["s1", "s3"])
+    assert (story.state.shown, list(story.state.decisions)) == (["s2"], ["s1", "s3"])
     assert story.state.was_answered("2.png")
     story.answer(2, "again")
     assert story.state.list_answers() == [("2.png", "again"), ("1.png", "right"), ("3.png", "right")]
-    assert list(story.state.deeds) == ["s1", "s3", "s2"]
+    assert list(story.state.decisions) == ["s1", "s3", "s2"]
 
 
 def test_a_failed_round() -> None:

@@ -285,7 +285,7 @@ def test_an_undone_answer_is_not_trained_on(tmp_path: Path) -> None:
 
 
 def test_a_slow_persons_rounds(tmp_path: Path) -> None:
-    """After 4 and 8 answers, then every 8; those without a correction among them are spared."""
+    """After 4 and 8 answers, then every 8; those without a correction among them are needless."""
     with open_run(tmp_path, 60) as run:
         rounds = []
         for count in range(1, 42):

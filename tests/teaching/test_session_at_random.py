@@ -36,7 +36,7 @@ class MoodyLearner(FakeLearner):
 
 
 def act(run: Run, draw: random.Random) -> None:
-    """One deed at random; some of them are refused."""
+    """One action at random; some of them are refused."""
     session, view = run.session, run.session.view(TAB)
     current, history = view["current"], view["history"]
     id = current["id"] if current and draw.random() < 0.9 else f"s{draw.randrange(30)}"
@@ -46,7 +46,7 @@ def act(run: Run, draw: random.Random) -> None:
         else draw.choice(["", "other", " a\r\nb ", "x" * 30_000])
     )
     tab = TAB if draw.random() < 0.95 else "second"
-    deeds: list[Any] = [
+    actions: list[Any] = [
         *[lambda: session.answer(tab, id, text, 1, draw.random())] * 12,
         lambda: session.skip(tab, id),
         lambda: session.undo(tab),
@@ -59,7 +59,7 @@ def act(run: Run, draw: random.Random) -> None:
         lambda: time.sleep(0.005),
     ]
     with suppress(ApiError):
-        draw.choice(deeds)()
+        draw.choice(actions)()
 
 
 @contextmanager

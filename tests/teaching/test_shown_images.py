@@ -37,7 +37,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
 def write(record: RunRecord, shown: ShownImages, *events: Any) -> None:
     for event in record.write(events):
-        shown.note(event)
+        shown.apply(event)
 
 
 def show_next(record: RunRecord, shown: ShownImages) -> Suggested:

@@ -53,7 +53,7 @@ def test_the_history_has_the_present_answers_of_a_person(record: RunRecord) -> N
     assert [entry["id"] for entry in history] == ["s8", "s7", "s6", "s5", "s4", "s2", "s1", "s0"]  # 8 of them
     assert history[0]["text"] == "mended"
     assert (history[0]["suggestion"], history[0]["name"]) == ("suggestion", "image-8.png")
-    assert [id for id in record.state.deeds if not view.may_undo(id)] == ["s3", "g10"]
+    assert [id for id in record.state.decisions if not view.may_undo(id)] == ["s3", "g10"]
 
 
 def test_a_review_counts_its_own(record: RunRecord) -> None:
@@ -66,7 +66,7 @@ def test_a_review_counts_its_own(record: RunRecord) -> None:
     assert [(entry["id"], entry["text"], entry["suggestion"]) for entry in view.list_history()] == [
         ("s22", "other", "2"), ("s20", "0", "0")
     ]  # fmt: skip
-    assert [id for id in record.state.deeds if view.may_undo(id)] == ["s20", "s22"]
+    assert [id for id in record.state.decisions if view.may_undo(id)] == ["s20", "s22"]
 
 
 def test_the_score_is_made_once(record: RunRecord) -> None:

@@ -36,18 +36,19 @@ from lorgnette.teaching.report import write_report
 from lorgnette.teaching.run_folder import (
     IMAGES_FOLDER,
     TeachRun,
+    build_train_settings,
     check_settings,
     create_folder,
     find_run,
-    keep_settings,
+    merge_settings,
     open_run,
-    place_data,
     write_config,
     write_manifest,
 )
 from lorgnette.teaching.run_state import RunState
 from lorgnette.teaching.session import Order, Session, SessionOptions
 from lorgnette.training.initial_adapter import inherit_settings
+from lorgnette.training.start_warnings import DRAWN_SCENES_ONLY
 
 DEMO = "demo"
 NUM_DRAWN = 96
@@ -161,6 +162,8 @@ def teach(
 
         if host == "127.0.0.1" and port is None and guard.port != DEFAULT_PORT:
             terminal.warn(f"port       {DEFAULT_PORT} is taken; this is {guard.port}")
+        if task.settings.model == DEMO and not is_demo:
+            terminal.warn(DRAWN_SCENES_ONLY)
         for remark in (*task.images.remarks, *session.remarks):
             terminal.warn(f"note       {remark}")
         _print_start(terminal, task.images, options, writer, guard)
@@ -194,11 +197,11 @@ class _Task:
 def _prepare(words: "_Words", given: Settings, labels: str | Sequence[str] | None, terminal: Terminal) -> _Task:
     """Raises LorgnetteError for what is wrong with images, settings, answers from before and the run."""
     run, source = _find_run(words, given)
-    settings = inherit_settings(given, terminal) if run.settings is None else keep_settings(run, given)
+    settings = inherit_settings(given, terminal) if run.settings is None else merge_settings(run, given)
     if words.is_demo:
         _draw_demo(source, terminal)
     images = read_images(source, settings.data.prompt, keeps_shape=settings.keeps_shape)
-    settings = place_data(settings, run.run_dir, images)
+    settings = build_train_settings(settings, run.run_dir, images)
     chosen_labels = read_labels(labels) or tuple(run.opened.labels if run.opened else ())
     answers: Mapping[str, str] = {}
     if words.captions is not None:

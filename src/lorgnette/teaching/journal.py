@@ -23,7 +23,7 @@ class Journal:
     def __init__(self, path: Path, descriptor: int, events: Sequence[Event], size: int) -> None:
         self.path, self.events = path, list(events)
         self._descriptor, self._size = descriptor, size
-        self._has_rest = False  # of a write that failed and could not be undone
+        self._has_partial_write = False  # of a write that failed and could not be undone
         self._lock = Lock()
 
     @classmethod
@@ -58,15 +58,15 @@ class Journal:
             try:
                 if os.fstat(self._descriptor).st_nlink == 0:
                     raise OSError(errno.ENOENT, "the file was deleted or replaced while it was in use")
-                self._cut_off()
-                self._has_rest = True
+                self._remove_partial_write()
+                self._has_partial_write = True
                 _write_all(self._descriptor, lines)
                 os.fsync(self._descriptor)
             except OSError as error:
                 with suppress(OSError):  # the next call tries again
-                    self._cut_off()
+                    self._remove_partial_write()
                 raise _explain_write_error(self.path, error) from error
-            self._has_rest = False
+            self._has_partial_write = False
             self._size += len(lines)
             self.events += events
 
@@ -76,10 +76,10 @@ class Journal:
                 os.close(self._descriptor)
             self._descriptor = -1
 
-    def _cut_off(self) -> None:
-        if self._has_rest:
+    def _remove_partial_write(self) -> None:
+        if self._has_partial_write:
             os.ftruncate(self._descriptor, self._size)
-        self._has_rest = False
+        self._has_partial_write = False
 
 
 def read_events(path: Path) -> list[Event]:

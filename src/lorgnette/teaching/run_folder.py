@@ -119,7 +119,7 @@ def check_settings(given: Settings, terminal: Terminal) -> None:
         terminal.warn(f"setting    not used by `teach`: {', '.join(named)}")
 
 
-def keep_settings(run: TeachRun, given: Settings) -> Settings:
+def merge_settings(run: TeachRun, given: Settings) -> Settings:
     """The settings of a run that goes on, with those given settings that only the machine needs.
 
     One run has one score, which means nothing if the model or the question changes on the way: a given setting that
@@ -142,7 +142,7 @@ def keep_settings(run: TeachRun, given: Settings) -> Settings:
     return Settings.model_validate(tree)
 
 
-def place_data(settings: Settings, run_dir: RunDir, images: ImageList) -> Settings:
+def build_train_settings(settings: Settings, run_dir: RunDir, images: ImageList) -> Settings:
     """The settings with which `train` reads the run's answers and makes its adapter."""
     data = settings.data.model_copy(
         update={

@@ -28,7 +28,7 @@ class RunRecord:
         self.state = RunState(every, journal.events)
         self.has_failed = False
         self._journal = journal
-        self._waiting: list[Event] = []  # that the disk did not take
+        self._pending: list[Event] = []  # that the disk did not take
         self._score, self._num_scored = compute_score(journal.events), len(journal.events)
         self._hashes: dict[int, str] = {}
 
@@ -37,16 +37,16 @@ class RunRecord:
         return list(self._journal.events)
 
     @property
-    def has_waiting(self) -> bool:
+    def has_pending(self) -> bool:
         """Whether events wait for room on the disk."""
-        return bool(self._waiting)
+        return bool(self._pending)
 
     def write(self, events: Sequence[Event] = ()) -> list[Event]:
         """Append events to the journal, behind those that wait; then they count. Returns all that were written.
 
         Raises LorgnetteError if the disk takes no more; nothing has changed then.
         """
-        written = [*filter(self._is_apt, self._waiting), *events]
+        written = [*filter(self._is_wanted, self._pending), *events]
         if written:
             try:
                 self.run_dir.check_in_place()
@@ -54,16 +54,16 @@ class RunRecord:
             except LorgnetteError:
                 self.has_failed = True
                 raise
-        self._waiting, self.has_failed = [], False
+        self._pending, self.has_failed = [], False
         for event in written:
             self.state.apply(event)
         return written
 
-    def put_off(self, event: Event) -> None:
+    def add_pending(self, event: Event) -> None:
         """The next `write` writes this event too."""
-        self._waiting.append(event)
+        self._pending.append(event)
 
-    def _is_apt(self, event: Event) -> bool:
+    def _is_wanted(self, event: Event) -> bool:
         """False for the text of a suggestion that was answered without it."""
         return not isinstance(event, Suggested) or event.id in self.state.shown
 

@@ -33,7 +33,7 @@ FIRST_ROUNDS = (4, 8)
 
 
 @dataclass(frozen=True, slots=True)
-class Deed:
+class Decision:
     """What a person did about a suggestion.
 
     text: the answer, or why the image was skipped. before, reviewer: of a review, the answer that it looked at, and
@@ -57,27 +57,27 @@ class GoodRound:
 
 class RunState:
     """suggested: id → the suggestion, with its text once there is one. answers: image's name → the present answer.
-    deeds: id → what was done, the newest last. shown: ids that were shown and wait for an answer; the last one is the
-    one to go on with. good_round: whose model is the best; None before there is one. num_rounds: begun ones.
-    spared: of each round that was due and had nothing to learn, the number of answers that were all right.
+    decisions: id → what was done, the newest last. shown: ids that were shown and wait for an answer; the last one is
+    the one to go on with. reviewed: reviewer → names of the images. good_round: the last that ended well; None before
+    there is one. num_rounds: begun ones. needless_rounds: of each round that was due although all new answers were
+    right, the number of these answers.
     """
 
     def __init__(self, every: int, events: Iterable[Event] = ()) -> None:
         """every: answers between two rounds after FIRST_ROUNDS."""
         self.suggested: dict[str, Suggested] = {}
         self.answers: dict[str, str] = {}
-        self.deeds: dict[str, Deed] = {}
+        self.decisions: dict[str, Decision] = {}
         self.shown: list[str] = []
         self.reviewed: dict[str, set[str]] = {}
-        """Reviewer → names of the images."""
         self.good_round: GoodRound | None = None
         self.num_rounds = 0
-        self.spared: list[int] = []
+        self.needless_rounds: list[int] = []
         self._every = every
         self._places: dict[str, int] = {}  # name → place of its first answer
         self._running: RoundBegun | None = None
         self._is_cut_off = False  # a killed process was in a round
-        self._considered = 0  # answers when a round was last begun or spared
+        self._considered = 0  # answers when a round was last begun, or needless
         self._changes: dict[str, bool] = {}  # name → whether it is a correction; since then
         self._has_untrained = False  # corrections of a round that failed
         self._trained: dict[str, str] = {}
@@ -130,25 +130,25 @@ class RunState:
             case Finished():
                 pass
             case _:
-                self._apply_deed(event)
-                self._spare_round()
+                self._apply_decision(event)
+                self._drop_needless_round()
 
-    def _apply_deed(self, event: Answered | Mended | Reviewed | Skipped | Undone) -> None:
+    def _apply_decision(self, event: Answered | Mended | Reviewed | Skipped | Undone) -> None:
         suggested = self.find(event.id)
         name, is_correction = suggested.image, True
         match event:
             case Answered():
                 is_correction = suggested.text is None or not is_taken(suggested.text, event.text)
-                self._settle(event.id, Deed("answered", event.text))
-                self._answer(name, event.text)
+                self._set_decision(event.id, Decision("answered", event.text))
+                self._set_answer(name, event.text)
             case Reviewed():
-                self._settle(event.id, Deed("reviewed", event.text, self.answers.get(name), event.reviewer))
+                self._set_decision(event.id, Decision("reviewed", event.text, self.answers.get(name), event.reviewer))
                 self.reviewed.setdefault(event.reviewer, set()).add(name)
-                self._answer(name, event.text)
+                self._set_answer(name, event.text)
             case Mended():
-                self._answer(name, event.text)
+                self._set_answer(name, event.text)
             case Skipped():
-                self._settle(event.id, Deed("skipped", event.reason))
+                self._set_decision(event.id, Decision("skipped", event.reason))
                 return
             case Undone():
                 if self._take_back(event.id, name).kind == "skipped":
@@ -158,33 +158,33 @@ class RunState:
         else:
             self._changes[name] = is_correction
 
-    def _settle(self, id: str, deed: Deed) -> None:
-        self.deeds[id] = deed
+    def _set_decision(self, id: str, decision: Decision) -> None:
+        self.decisions[id] = decision
         if id in self.shown:
             self.shown.remove(id)
 
-    def _answer(self, name: str, text: str) -> None:
+    def _set_answer(self, name: str, text: str) -> None:
         self.answers[name] = text
         self._places.setdefault(name, len(self._places))
 
-    def _take_back(self, id: str, name: str) -> Deed:
-        deed = self.deeds.pop(id, None)
-        if deed is None:
+    def _take_back(self, id: str, name: str) -> Decision:
+        decision = self.decisions.pop(id, None)
+        if decision is None:
             raise LorgnetteError(f"an event takes {id} back, which was not done", where="journal.jsonl")
         self.shown.append(id)
-        if deed.kind == "answered":
+        if decision.kind == "answered":
             self.answers.pop(name, None)
-        if deed.kind == "reviewed":
+        if decision.kind == "reviewed":
             for names in self.reviewed.values():
                 names.discard(name)
-            if deed.before is not None:
-                self.answers[name] = deed.before
-        return deed
+            if decision.before is not None:
+                self.answers[name] = decision.before
+        return decision
 
-    def _spare_round(self) -> None:
+    def _drop_needless_round(self) -> None:
         """A round that is due has nothing to learn if all that is new was right."""
         if self._has_enough_changes and not self._has_untrained and not any(self._changes.values()):
-            self.spared.append(len(self._changes))
+            self.needless_rounds.append(len(self._changes))
             self._considered = len(self.answers)
             self._changes.clear()
 

@@ -140,8 +140,8 @@ class Session:
         self._broken = dict(images.broken)
         self._sizes: dict[int, tuple[int, int]] = {}
         self._drafts: dict[str, str] = {}
-        self._taken_fields: set[str] = set()  # ids: the person writes, and no suggestion may come
-        self._unsuggested: set[int] = set()  # images for which the model failed
+        self._busy_fields: set[str] = set()  # ids: the person writes, and no suggestion may come
+        self._without_suggestion: set[int] = set()  # images for which the model failed
         self._stream: tuple[str, str] | None = None  # (id, the text so far)
         self._job_start, self._is_cut_off = 0.0, False  # of the suggestion for the current image
         self._round: _RunningRound | None = None
@@ -153,15 +153,15 @@ class Session:
         self._record = RunRecord(journal, images, run_dir, options.every)
         self._state = self._record.state
         self._score = self._record.compute_score()  # of which the person was told
-        self._num_spared = len(self._state.spared)
+        self._num_needless = len(self._state.needless_rounds)
         self._shown = ShownImages(
             self._record, self._broken, seed=options.seed, use_hardest=options.order == "hardest",
             blind=options.blind, reviewer=options.reviewer,
         )  # fmt: skip
-        self._facts = StateView(self._record, self._shown, options.reviewer)
+        self._state_view = StateView(self._record, self._shown, options.reviewer)
         self.remarks = self._record.check_images()
         with self._changed:
-            self._begin()
+            self._open_run()
 
     # What the page asks for.
 
@@ -183,11 +183,11 @@ class Session:
                 "notice": None if self._notice is None else self._notice.to_view(),
                 "current": None if id is None else self._view_current(id),
                 "next_image": next_image,
-                "counts": self._facts.count(),
+                "counts": self._state_view.count(),
                 "labels": list(self._options.labels),
-                "history": self._facts.list_history(),
-                "score": self._facts.view_score(),
-                "files": self._facts.list_files(),
+                "history": self._state_view.list_history(),
+                "score": self._state_view.view_score(),
+                "files": self._state_view.list_files(),
                 "commands": list(self._options.commands),
             }
 
@@ -202,7 +202,7 @@ class Session:
         with self._changed:
             if tab != self._tab:
                 self._tab = tab
-                self._bump()
+                self._notify_change()
             return self._version
 
     def answer(self, tab: str, id: str, text: str, keys: int, seconds: float) -> int:
@@ -214,8 +214,8 @@ class Session:
             self._require_tab(tab)
             text = self._clean(text)
             if id != self._shown.current_id:
-                deed = self._state.deeds.get(id)
-                return self._version if deed is not None and deed.text == text else _refuse_stale(id)
+                decision = self._state.decisions.get(id)
+                return self._version if decision is not None and decision.text == text else _refuse_stale(id)
             suggested = self._state.suggested[id]
             if problem := self._shown.find_problem(suggested):
                 raise ApiError(409, f"The image cannot be read: {problem}. Skip it.", code="broken")
@@ -230,7 +230,7 @@ class Session:
             else:
                 counts = self._may_count(suggested)
                 events.append(Answered(t=now, id=id, text=text, seconds=seconds, keys=max(keys, 0), counts=counts))
-            self._act(events, id, text)
+            self._write_decision(events, id, text)
             return self._version
 
     def skip(self, tab: str, id: str) -> int:
@@ -238,38 +238,38 @@ class Session:
         with self._changed:
             self._require_tab(tab)
             if id != self._shown.current_id:
-                deed = self._state.deeds.get(id)
-                return self._version if deed is not None and deed.kind == "skipped" else _refuse_stale(id)
+                decision = self._state.decisions.get(id)
+                return self._version if decision is not None and decision.kind == "skipped" else _refuse_stale(id)
             problem = self._shown.find_problem(self._state.suggested[id])
             reason = f"broken: {problem}" if problem else "user"
-            self._act([Skipped(t=_read_clock(), id=id, reason=reason)], id)
+            self._write_decision([Skipped(t=_read_clock(), id=id, reason=reason)], id)
             return self._version
 
     def undo(self, tab: str) -> int:
         """Take back the last answer, review or skip: its image is shown again, with the answer as the draft."""
         with self._changed:
             self._require_tab(tab)
-            id = next((id for id in reversed(self._state.deeds) if self._facts.may_undo(id)), None)
+            id = next((id for id in reversed(self._state.decisions) if self._state_view.may_undo(id)), None)
             if id is None:
                 raise ApiError(409, "There is nothing to take back.", code="nothing")
-            deed = self._state.deeds[id]
+            decision = self._state.decisions[id]
             self._try_write([Undone(t=_read_clock(), id=id)])
-            if deed.kind != "skipped":
-                self._drafts[id] = deed.text
+            if decision.kind != "skipped":
+                self._drafts[id] = decision.text
             self._stream = None
-            self._tell_deed()
+            self._update_after_change()
             return self._version
 
     def mend(self, tab: str, id: str, text: str) -> int:
         """Replace an earlier answer."""
         with self._changed:
             self._require_tab(tab)
-            text, deed = self._clean(text), self._state.deeds.get(id)
-            if deed is None or deed.kind == "skipped":
+            text, decision = self._clean(text), self._state.decisions.get(id)
+            if decision is None or decision.kind == "skipped":
                 return _refuse_stale(id)
             if self._state.answers.get(self._state.suggested[id].image) != text:
                 self._try_write([Mended(t=_read_clock(), id=id, text=text)])
-                self._tell_deed()
+                self._update_after_change()
             return self._version
 
     def draft(self, tab: str, id: str, text: str) -> int:
@@ -279,7 +279,7 @@ class Session:
             if id == self._shown.current_id and self._drafts.get(id) != text:
                 self._drafts[id] = text
                 if self._state.suggested[id].text is None:  # no longer waiting
-                    self._bump()
+                    self._notify_change()
             return self._version
 
     def stop_text(self, tab: str, id: str) -> int:
@@ -292,9 +292,9 @@ class Session:
             if suggested.text is None and not self._shown.find_problem(suggested):
                 if self._stream is not None and self._stream[0] == id:
                     self._try_write([self._complete_text(suggested, normalize_text(self._stream[1]), None)])
-                self._taken_fields.add(id)
+                self._busy_fields.add(id)
                 self._stream = None
-                self._bump()
+                self._notify_change()
             return self._version
 
     def request_round(self, tab: str) -> int:
@@ -310,7 +310,7 @@ class Session:
                 self._notice = notices.describe_known_answers()
             else:
                 self._is_round_wanted = True
-            self._bump()
+            self._notify_change()
             return self._version
 
     def finish(self, tab: str) -> int:
@@ -322,7 +322,7 @@ class Session:
             if self._ending is not None:
                 return self._version
             self._ending, self._is_finished = _Ending(time.monotonic()), False
-            self._bump()
+            self._notify_change()
             has_model = self._model == "ready"
         if not has_model:
             self.complete_finish()
@@ -332,7 +332,7 @@ class Session:
         """Wake everything that waits; the device thread ends."""
         with self._changed:
             self._is_closed = True
-            self._bump()
+            self._notify_change()
 
     # What the device thread asks for and reports.
 
@@ -357,7 +357,7 @@ class Session:
         with self._changed:
             if self._progress is not None:
                 self._progress = replace(self._progress, text="Reading the images", done=done, total=total)
-                self._bump()
+                self._notify_change()
 
     def complete_loading(
         self, broken: Mapping[int, LorgnetteError], means: NDArray[np.float32], loaded_round: int
@@ -374,7 +374,7 @@ class Session:
             if loaded_round and good is not None:
                 self._model_round, self._model_digest = loaded_round, good.digest
             self._is_round_first = not loaded_round and (good is not None or self._state.is_round_due)
-            self._bump()
+            self._notify_change()
 
     def fail(self, error: LorgnetteError) -> None:
         """There is no model any more."""
@@ -383,7 +383,7 @@ class Session:
             self._notice = notices.describe_lost_model(error)
             is_ending = self._ending is not None
             self._show_next()
-            self._bump()
+            self._notify_change()
         if is_ending:
             self.complete_finish()
 
@@ -391,11 +391,11 @@ class Session:
         """Wait for something to do; None: the session is closed."""
         with self._changed:
             while not self._is_closed:
-                if self._record.has_waiting:
+                if self._record.has_pending:
                     self._retry_write()
                 if self._shown.current_id is None:
                     self._show_next()
-                if not self._record.has_waiting and (job := self._choose_job()) is not None:
+                if not self._record.has_pending and (job := self._choose_job()) is not None:
                     self._job_start, self._is_cut_off = time.monotonic(), False
                     return job
                 self._changed.wait(_RETRY_SECONDS if self._record.has_failed else None)
@@ -411,7 +411,7 @@ class Session:
             is_slow = self._stream is not None or time.monotonic() - self._job_start > _STREAM_SECONDS
             if is_slow and not self._state.suggested[id].blind:
                 self._stream = id, text
-                self._bump()
+                self._notify_change()
             return True
 
     def receive_suggestions(self, job: SuggestJob, suggestions: "Sequence[ModelSuggestion]") -> None:
@@ -430,23 +430,23 @@ class Session:
                         suggested = self._state.suggested[id]
                         self._write_later(self._complete_text(suggested, text, suggestion.surety))
             self._stream = None
-            self._bump()
+            self._notify_change()
 
     def refuse_suggestion(self, image: int, error: LorgnetteError, *, is_memory: bool) -> None:
         """The model cannot suggest anything for this image."""
         with self._changed:
-            self._unsuggested.add(image)
+            self._without_suggestion.add(image)
             self._shown.queue.refuse(image)
             self._receive_rest(image, None)
             self._notice, self._stream = notices.describe_missing_suggestion(error, is_memory=is_memory), None
-            self._bump()
+            self._notify_change()
 
     def show_step(self, step: int, total: int, _loss: float) -> None:
         """A round has come so far."""
         with self._changed:
             if self._round is not None:
                 self._round = replace(self._round, step=step, total=total)
-                self._bump()
+                self._notify_change()
 
     def complete_round(self, job: RoundJob, result: "RoundResult") -> None:
         """The round's adapter is in use and in the run's folder. Suggestions that nobody has seen are made anew."""
@@ -465,8 +465,10 @@ class Session:
             self._notice = notices.describe_round(done)
             self._write_round(job.number, record)
             self._write_later(done)
-            self._tell_score()
-            self._bump()
+            self._update_score_notice()
+            if self._score.unlearned:
+                self._notice = notices.describe_unlearned(done)
+            self._notify_change()
 
     def fail_round(self, job: RoundJob, error: LorgnetteError, kind: FailureKind, images: Sequence[int] = ()) -> None:
         """The model of the last good round goes on. images: those that the failure is about."""
@@ -478,7 +480,7 @@ class Session:
             self._notice = notices.describe_failed_round(failed, self._model_round, images)
             self._write_round(job.number, {**record, "failed": kind, "message": error.message, "hint": hint})
             self._write_later(failed)
-            self._bump()
+            self._notify_change()
 
     def complete_finish(self) -> None:
         """Write suggestions.csv, the report and the event. What cannot be written is told."""
@@ -503,24 +505,24 @@ class Session:
                 self._ending, self._progress, self._is_finished = None, None, is_finished
                 self._notice = notice or self._notice
                 self._write_captions()
-                self._bump()
+                self._notify_change()
 
     # The start.
 
-    def _begin(self) -> None:
+    def _open_run(self) -> None:
         options = self._options
         opened = Opened(
             t=_read_clock(), folder=str(self._images.source), model=options.model, prompt=options.prompt,
             seed=options.seed, num_images=len(self._images), labels=list(options.labels), version=options.version,
         )  # fmt: skip
-        self._write([opened, *self._take_given()])
+        self._write([opened, *self._build_given_events()])
         # The second to fourth image are chosen by features. Where a kill fell between two of them, they are waited for.
         num_shown = sum(suggested.pick != "given" for suggested in self._state.suggested.values())
         if self._shown.is_review or not 0 < num_shown < NUM_SPREAD:
             self._write(self._shown.build_next(_read_clock()))
         self._write_captions()
 
-    def _take_given(self) -> list[Event]:
+    def _build_given_events(self) -> list[Event]:
         """The answers from before the run, of images that are not in the journal yet."""
         count = sum(suggested.pick == "given" for suggested in self._state.suggested.values())
         known = {suggested.image for suggested in self._state.suggested.values()}
@@ -546,8 +548,8 @@ class Session:
         """Raises LorgnetteError if the disk takes no more."""
         if written := self._record.write(events):
             for event in written:
-                self._shown.note(event)
-            self._bump()
+                self._shown.apply(event)
+            self._notify_change()
 
     def _try_write(self, events: Sequence[Event]) -> None:
         """For the page: raises ApiError "disk" if the disk takes no more."""
@@ -559,7 +561,7 @@ class Session:
 
     def _write_later(self, event: Event) -> None:
         """For the device thread: now, or as soon as the disk takes it."""
-        self._record.put_off(event)
+        self._record.add_pending(event)
         self._retry_write()
 
     def _retry_write(self) -> None:
@@ -567,7 +569,7 @@ class Session:
             self._write([])
         except LorgnetteError as error:
             self._notice = notices.describe_write_error(error)
-            self._bump()
+            self._notify_change()
 
     def _write_captions(self) -> None:
         try:
@@ -581,7 +583,7 @@ class Session:
         except LorgnetteError as error:
             self._notice = notices.describe_write_error(error)
 
-    # Deeds.
+    # Decisions.
 
     def _require_tab(self, tab: str) -> None:
         if self._tab is None:
@@ -608,7 +610,7 @@ class Session:
             raise LorgnetteError("The answer is none of the labels.", hint=f"choose one: {', '.join(labels)}")
         return label
 
-    def _act(self, events: Sequence[Event], id: str, text: str | None = None) -> None:
+    def _write_decision(self, events: Sequence[Event], id: str, text: str | None = None) -> None:
         """Write what was done about the current suggestion, and show the next image. The text becomes the draft if it
         cannot be written."""
         try:
@@ -618,21 +620,21 @@ class Session:
                 self._drafts[id] = text
             raise
         self._drafts.pop(id, None)
-        self._taken_fields.discard(id)
+        self._busy_fields.discard(id)
         self._stream = None
-        self._tell_deed()
+        self._update_after_change()
 
-    def _tell_deed(self) -> None:
+    def _update_after_change(self) -> None:
         """After every change of an answer."""
         self._is_finished = False
-        if len(self._state.spared) > self._num_spared:
-            self._num_spared = len(self._state.spared)
-            self._notice = notices.describe_spared_round(self._state.spared[-1])
-        self._tell_score()
+        if len(self._state.needless_rounds) > self._num_needless:
+            self._num_needless = len(self._state.needless_rounds)
+            self._notice = notices.describe_needless_round(self._state.needless_rounds[-1])
+        self._update_score_notice()
         self._write_captions()
-        self._bump()
+        self._notify_change()
 
-    def _tell_score(self) -> None:
+    def _update_score_notice(self) -> None:
         """Tell what the score says now, and did not before."""
         before, self._score = self._score, self._record.compute_score()
         score = self._score
@@ -657,7 +659,7 @@ class Session:
             self._write(self._shown.build_next(_read_clock()))
         except LorgnetteError as error:
             self._notice = notices.describe_write_error(error)
-            self._bump()
+            self._notify_change()
 
     # Work for the device thread.
 
@@ -696,7 +698,7 @@ class Session:
             ending.num_rest = len(ending.rest)
         done, total = ending.num_rest - len(ending.rest), ending.num_rest
         self._progress = _Progress("Captioning the other images", ending.start, done, total)
-        self._bump()
+        self._notify_change()
         if ending.rest:
             return SuggestJob(tuple(ending.rest[:MAX_QUEUED]), "rest", self._model_round > 0)
         return FinishJob()
@@ -708,7 +710,7 @@ class Session:
             self._write([RoundBegun(t=_read_clock(), round=number, answers=len(answers), digest=digest)])
         except LorgnetteError as error:
             self._notice = notices.describe_write_error(error)
-            self._bump()
+            self._notify_change()
             return None
         self._is_round_wanted = self._is_round_first = self._has_filled = False
         self._round = _RunningRound(number, len(answers), time.monotonic())
@@ -717,9 +719,9 @@ class Session:
     def _wants_text(self, id: str) -> bool:
         """Whether the model is to suggest a text for an image that is shown already."""
         suggested, number = self._state.suggested[id], self._record.find_number(id)
-        if suggested.text is not None or number is None or number in self._unsuggested or number in self._broken:
+        if suggested.text is not None or number is None or number in self._without_suggestion or number in self._broken:
             return False
-        has_field = id in self._taken_fields or bool(self._drafts.get(id))
+        has_field = id in self._busy_fields or bool(self._drafts.get(id))
         return suggested.blind or not has_field
 
     def _complete_text(self, suggested: Suggested, text: str, surety: float | None) -> Suggested:
@@ -735,7 +737,7 @@ class Session:
 
     # Facts.
 
-    def _bump(self) -> None:
+    def _notify_change(self) -> None:
         self._version += 1
         self._changed.notify_all()
 

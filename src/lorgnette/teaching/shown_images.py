@@ -41,7 +41,7 @@ class ShownImages:
         """Of a review: images to come, and the one that is shown."""
         return len(self._to_review) + (self.current_id is not None)
 
-    def note(self, event: Event) -> None:
+    def apply(self, event: Event) -> None:
         """Take an event into account that was written."""
         if isinstance(event, Suggested):
             self.used.add(self._record.images.numbers[event.image])

@@ -18,14 +18,14 @@ class StateView:
 
     def may_undo(self, id: str) -> bool:
         """Whether what was done about a suggestion can be taken back: it is of this kind of reading of the run."""
-        deed, pick = self._record.state.deeds[id], self._record.state.suggested[id].pick
+        decision, pick = self._record.state.decisions[id], self._record.state.suggested[id].pick
         if pick == "given" or (pick == "review") != self._shown.is_review or self._record.find_number(id) is None:
             return False
-        return deed.kind != "reviewed" or deed.reviewer == self._reviewer
+        return decision.kind != "reviewed" or decision.reviewer == self._reviewer
 
     def count(self) -> dict[str, int]:
         """Of images, or in a review of answers: answered, skipped, left, total."""
-        kinds = [deed.kind for id, deed in self._record.state.deeds.items() if self.may_undo(id)]
+        kinds = [decision.kind for id, decision in self._record.state.decisions.items() if self.may_undo(id)]
         skipped = kinds.count("skipped")
         if self._shown.is_review:
             answered, left = kinds.count("reviewed"), self._shown.num_left
@@ -36,12 +36,12 @@ class StateView:
     def list_history(self) -> list[dict[str, Any]]:
         """The last answers, the newest first."""
         state, found = self._record.state, list[dict[str, Any]]()
-        for id in reversed(state.deeds):
+        for id in reversed(state.decisions):
             if len(found) == _MAX_HISTORY:
                 break
             suggested = state.suggested[id]
             answer = state.answers.get(suggested.image)
-            if state.deeds[id].kind != "skipped" and self.may_undo(id) and answer is not None:
+            if state.decisions[id].kind != "skipped" and self.may_undo(id) and answer is not None:
                 entry = {"id": id, "image": self._record.find_number(id), "name": suggested.image, "text": answer}
                 found.append({**entry, "suggestion": suggested.text})
         return found
