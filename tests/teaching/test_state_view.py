@@ -7,10 +7,10 @@ import pytest
 from taught_run import open_images
 
 from lorgnette.report.run_dir import RunDir
+from lorgnette.teaching.current_image import CurrentImage
 from lorgnette.teaching.events import Answered, Mended, Reviewed, Skipped, Suggested, Undone
 from lorgnette.teaching.journal import Journal
 from lorgnette.teaching.run_record import RunRecord
-from lorgnette.teaching.shown_images import ShownImages
 from lorgnette.teaching.state_view import StateView
 
 
@@ -35,8 +35,8 @@ def record(tmp_path: Path) -> Iterator[RunRecord]:
 
 
 def build_view(record: RunRecord, reviewer: str | None = None) -> StateView:
-    shown = ShownImages(record, {}, seed=1, use_hardest=False, blind=0, reviewer=reviewer)
-    return StateView(record, shown, reviewer)
+    current = CurrentImage(record, {}, seed=1, use_hardest=False, blind=0, reviewer=reviewer)
+    return StateView(record, current, reviewer)
 
 
 def test_counts(record: RunRecord) -> None:

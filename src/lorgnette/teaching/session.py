@@ -23,6 +23,7 @@ from lorgnette.report.run_dir import RunDir
 from lorgnette.server.api_errors import ApiError
 from lorgnette.teaching import notices
 from lorgnette.teaching.answer_text import clean_answer, find_label, normalize_text
+from lorgnette.teaching.current_image import CurrentImage
 from lorgnette.teaching.events import (
     Answered,
     Event,
@@ -45,7 +46,6 @@ from lorgnette.teaching.journal import Journal
 from lorgnette.teaching.notices import Notice
 from lorgnette.teaching.run_files import write_suggestions
 from lorgnette.teaching.run_record import RunRecord
-from lorgnette.teaching.shown_images import ShownImages
 from lorgnette.teaching.state_view import StateView
 
 if TYPE_CHECKING:
@@ -154,11 +154,11 @@ class Session:
         self._state = self._record.state
         self._score = self._record.compute_score()  # of which the person was told
         self._num_needless = len(self._state.needless_rounds)
-        self._shown = ShownImages(
+        self._current = CurrentImage(
             self._record, self._broken, seed=options.seed, use_hardest=options.order == "hardest",
             blind=options.blind, reviewer=options.reviewer,
         )  # fmt: skip
-        self._state_view = StateView(self._record, self._shown, options.reviewer)
+        self._state_view = StateView(self._record, self._current, options.reviewer)
         self.remarks = self._record.check_images()
         with self._changed:
             self._open_run()
@@ -170,7 +170,7 @@ class Session:
         with self._changed:
             if self._tab is None:
                 self._tab = tab
-            id, good, next_image = self._shown.current_id, self._state.good_round, self._shown.find_next_image()
+            id, good, next_image = self._current.id, self._state.good_round, self._current.find_next_image()
             return {
                 "version": self._version,
                 "tab": "own" if tab == self._tab else "other",
@@ -213,11 +213,11 @@ class Session:
         with self._changed:
             self._require_tab(tab)
             text = self._clean(text)
-            if id != self._shown.current_id:
+            if id != self._current.id:
                 decision = self._state.decisions.get(id)
                 return self._version if decision is not None and decision.text == text else _refuse_stale(id)
             suggested = self._state.suggested[id]
-            if problem := self._shown.find_problem(suggested):
+            if problem := self._current.find_problem(suggested):
                 raise ApiError(409, f"The image cannot be read: {problem}. Skip it.", code="broken")
             seconds = min(max(seconds, 0.0), _MAX_SECONDS)
             events, now = list[Event](), _read_clock()
@@ -237,10 +237,10 @@ class Session:
         """Leave the image out, and show the next."""
         with self._changed:
             self._require_tab(tab)
-            if id != self._shown.current_id:
+            if id != self._current.id:
                 decision = self._state.decisions.get(id)
                 return self._version if decision is not None and decision.kind == "skipped" else _refuse_stale(id)
-            problem = self._shown.find_problem(self._state.suggested[id])
+            problem = self._current.find_problem(self._state.suggested[id])
             reason = f"broken: {problem}" if problem else "user"
             self._write_decision([Skipped(t=_read_clock(), id=id, reason=reason)], id)
             return self._version
@@ -276,7 +276,7 @@ class Session:
         """Keep what stands in the field, for a reload. A suggestion that comes later does not replace it."""
         with self._changed:
             self._require_tab(tab)
-            if id == self._shown.current_id and self._drafts.get(id) != text:
+            if id == self._current.id and self._drafts.get(id) != text:
                 self._drafts[id] = text
                 if self._state.suggested[id].text is None:  # no longer waiting
                     self._notify_change()
@@ -286,10 +286,10 @@ class Session:
         """Keep the suggestion as far as it has come: the person writes."""
         with self._changed:
             self._require_tab(tab)
-            if id != self._shown.current_id:
+            if id != self._current.id:
                 return _refuse_stale(id)
             suggested = self._state.suggested[id]
-            if suggested.text is None and not self._shown.find_problem(suggested):
+            if suggested.text is None and not self._current.find_problem(suggested):
                 if self._stream is not None and self._stream[0] == id:
                     self._try_write([self._complete_text(suggested, normalize_text(self._stream[1]), None)])
                 self._busy_fields.add(id)
@@ -369,7 +369,7 @@ class Session:
         """
         with self._changed:
             self._broken |= {number: error.message for number, error in broken.items()}
-            self._shown.queue.means, self._model, self._progress = means, "ready", None
+            self._current.queue.means, self._model, self._progress = means, "ready", None
             good = self._state.good_round
             if loaded_round and good is not None:
                 self._model_round, self._model_digest = loaded_round, good.digest
@@ -393,7 +393,7 @@ class Session:
             while not self._is_closed:
                 if self._record.has_pending:
                     self._retry_write()
-                if self._shown.current_id is None:
+                if self._current.id is None:
                     self._show_next()
                 if not self._record.has_pending and (job := self._choose_job()) is not None:
                     self._job_start, self._is_cut_off = time.monotonic(), False
@@ -404,7 +404,7 @@ class Session:
     def show_text(self, image: int, text: str) -> bool:
         """The suggestion for the current image has grown. Returns whether it is still wanted."""
         with self._changed:
-            id = self._shown.current_id
+            id = self._current.id
             if self._is_closed or id is None or self._record.find_number(id) != image or not self._wants_text(id):
                 self._is_cut_off = True
                 return False
@@ -422,7 +422,7 @@ class Session:
                 text = normalize_text(suggestion.text)
                 text = find_label(text, self._options.labels) or text
                 if job.purpose == "queue":
-                    self._shown.queue.receive(image, text, suggestion.surety, self._model_round)
+                    self._current.queue.receive(image, text, suggestion.surety, self._model_round)
                 elif job.purpose == "rest":
                     self._receive_rest(image, (text, suggestion.surety))
                 for id in self._state.shown:
@@ -436,7 +436,7 @@ class Session:
         """The model cannot suggest anything for this image."""
         with self._changed:
             self._without_suggestion.add(image)
-            self._shown.queue.refuse(image)
+            self._current.queue.refuse(image)
             self._receive_rest(image, None)
             self._notice, self._stream = notices.describe_missing_suggestion(error, is_memory=is_memory), None
             self._notify_change()
@@ -461,7 +461,7 @@ class Session:
             self._model_round, self._model_digest, self._round = job.number, job.digest, None
             if self._record.compute_digest(self._record.list_answers()) == job.digest:
                 self._is_round_wanted = False  # it was asked for while this one ran
-            self._shown.queue.discard_texts()
+            self._current.queue.discard_texts()
             self._notice = notices.describe_round(done)
             self._write_round(job.number, record)
             self._write_later(done)
@@ -517,9 +517,8 @@ class Session:
         )  # fmt: skip
         self._write([opened, *self._build_given_events()])
         # The second to fourth image are chosen by features. Where a kill fell between two of them, they are waited for.
-        num_shown = sum(suggested.pick != "given" for suggested in self._state.suggested.values())
-        if self._shown.is_review or not 0 < num_shown < NUM_SPREAD:
-            self._write(self._shown.build_next(_read_clock()))
+        if self._current.is_review or not 0 < self._current.num_shown < NUM_SPREAD:
+            self._write(self._current.build_next(_read_clock()))
         self._write_captions()
 
     def _build_given_events(self) -> list[Event]:
@@ -548,7 +547,7 @@ class Session:
         """Raises LorgnetteError if the disk takes no more."""
         if written := self._record.write(events):
             for event in written:
-                self._shown.apply(event)
+                self._current.apply(event)
             self._notify_change()
 
     def _try_write(self, events: Sequence[Event]) -> None:
@@ -614,7 +613,7 @@ class Session:
         """Write what was done about the current suggestion, and show the next image. The text becomes the draft if it
         cannot be written."""
         try:
-            self._try_write([*events, *self._shown.build_next(_read_clock(), id, text)])
+            self._try_write([*events, *self._current.build_next(_read_clock(), id, text)])
         except ApiError:
             if text is not None:
                 self._drafts[id] = text
@@ -656,7 +655,7 @@ class Session:
     def _show_next(self) -> None:
         """Show an image if none is shown and one is left, unless the disk takes no more."""
         try:
-            self._write(self._shown.build_next(_read_clock()))
+            self._write(self._current.build_next(_read_clock()))
         except LorgnetteError as error:
             self._notice = notices.describe_write_error(error)
             self._notify_change()
@@ -670,7 +669,7 @@ class Session:
         answers = self._record.list_answers()
         is_due = self._is_round_first or self._is_round_wanted or self._state.is_round_due
         is_due = is_due and bool(answers) and self._record.compute_digest(answers) != self._model_digest
-        id, tuned = self._shown.current_id, self._model_round > 0
+        id, tuned = self._current.id, self._model_round > 0
         is_waiting = id is not None and self._wants_text(id)
         if is_waiting and id is not None and not (is_due and self._ending is None):
             return SuggestJob((self._images.numbers[self._state.suggested[id].image],), "current", tuned)
@@ -684,9 +683,9 @@ class Session:
 
     def _list_missing(self, is_due: bool) -> list[int]:
         """The images that come soon and have no suggestion, if it is time to make some."""
-        if self._shown.is_review or (self._shown.queue.num_ready > LOW_QUEUE and not is_due):
+        if self._current.is_review or (self._current.queue.num_ready > LOW_QUEUE and not is_due):
             return []
-        return self._shown.queue.fill(self._shown.used)
+        return self._current.queue.fill(self._current.used)
 
     def _choose_last_job(self, ending: _Ending, answers: Sequence[tuple[int, str]]) -> Job | None:
         if not ending.has_tried_round and answers and self._record.compute_digest(answers) != self._model_digest:
@@ -758,14 +757,14 @@ class Session:
         state, text = self._describe_text(id)
         return {
             "id": id, "number": int(id[1:]), "image": number, "name": suggested.image, "width": width, "height": height,
-            "text": text, "state": state, "problem": self._shown.find_problem(suggested), "round": suggested.round,
-            "alike": suggested.alike, "draft": self._drafts.get(id), "is_review": self._shown.is_review,
+            "text": text, "state": state, "problem": self._current.find_problem(suggested), "round": suggested.round,
+            "alike": suggested.alike, "draft": self._drafts.get(id), "is_review": self._current.is_review,
         }  # fmt: skip
 
     def _describe_text(self, id: str) -> tuple[str, str | None]:
         """(the state of a suggestion, the text that may be shown)"""
         suggested = self._state.suggested[id]
-        if self._shown.find_problem(suggested):
+        if self._current.find_problem(suggested):
             return "broken", None
         if suggested.text is not None:
             return ("blind", None) if suggested.blind else ("ready", suggested.text)

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from lorgnette.teaching.current_image import CurrentImage
 from lorgnette.teaching.run_record import RunRecord
 from lorgnette.teaching.score import Score
-from lorgnette.teaching.shown_images import ShownImages
 
 _MAX_HISTORY = 8
 
@@ -12,14 +12,14 @@ _MAX_HISTORY = 8
 class StateView:
     """reviewer: who reviews; None: no review."""
 
-    def __init__(self, record: RunRecord, shown: ShownImages, reviewer: str | None) -> None:
-        self._record, self._shown, self._reviewer = record, shown, reviewer
+    def __init__(self, record: RunRecord, current: CurrentImage, reviewer: str | None) -> None:
+        self._record, self._current, self._reviewer = record, current, reviewer
         self._last_score: tuple[Score, dict[str, Any]] | None = None
 
     def may_undo(self, id: str) -> bool:
         """Whether what was done about a suggestion can be taken back: it is of this kind of reading of the run."""
         decision, pick = self._record.state.decisions[id], self._record.state.suggested[id].pick
-        if pick == "given" or (pick == "review") != self._shown.is_review or self._record.find_number(id) is None:
+        if pick == "given" or (pick == "review") != self._current.is_review or self._record.find_number(id) is None:
             return False
         return decision.kind != "reviewed" or decision.reviewer == self._reviewer
 
@@ -27,8 +27,8 @@ class StateView:
         """Of images, or in a review of answers: answered, skipped, left, total."""
         kinds = [decision.kind for id, decision in self._record.state.decisions.items() if self.may_undo(id)]
         skipped = kinds.count("skipped")
-        if self._shown.is_review:
-            answered, left = kinds.count("reviewed"), self._shown.num_left
+        if self._current.is_review:
+            answered, left = kinds.count("reviewed"), self._current.num_left
             return {"answered": answered, "skipped": skipped, "left": left, "total": answered + skipped + left}
         answered, total = len(self._record.list_answers()), len(self._record.images)
         return {"answered": answered, "skipped": skipped, "left": max(0, total - answered - skipped), "total": total}

@@ -8,8 +8,10 @@ from lorgnette.teaching.image_order import ImageQueue, shuffle
 from lorgnette.teaching.run_record import RunRecord
 
 
-class ShownImages:
-    """queue: images that were not shown, with the suggestions in hand. used: those that were shown or are answered.
+class CurrentImage:
+    """The suggestion that waits for an answer, and the choice of the next one.
+
+    queue: images that were not shown, with the suggestions in hand. used: those that were shown or are answered.
 
     In a review the answered images are shown once more, in an order that depends on the reviewer, and without a queue.
     """
@@ -32,14 +34,19 @@ class ShownImages:
             self._to_review = [name for name in map(record.images.names.__getitem__, answered) if name not in seen]
 
     @property
-    def current_id(self) -> str | None:
+    def id(self) -> str | None:
         """The suggestion that is asked about; None if there is no image left, or none is shown yet."""
         return next(reversed(self._list_waiting()), None)
 
     @property
+    def num_shown(self) -> int:
+        """How many suggestions were shown so far; an answer from before the run is none."""
+        return sum(suggested.pick != "given" for suggested in self._record.state.suggested.values())
+
+    @property
     def num_left(self) -> int:
         """Of a review: images to come, and the one that is shown."""
-        return len(self._to_review) + (self.current_id is not None)
+        return len(self._to_review) + (self.id is not None)
 
     def apply(self, event: Event) -> None:
         """Take an event into account that was written."""
@@ -75,7 +82,7 @@ class ShownImages:
         item = self.queue.peek(self.used)
         if item is None:
             return []
-        images, state, number = self._record.images, self._record.state, self._count_shown() + 1
+        images, state, number = self._record.images, self._record.state, self.num_shown + 1
         is_broken = item.image in self._broken
         is_blind = self._blind > 0 and number % self._blind == 0 and item.pick != "hardest" and not is_broken
         event = Suggested(
@@ -96,11 +103,8 @@ class ShownImages:
         name = next((name for name in self._to_review if name in answers), None)
         if name is None:
             return []
-        id, sha = f"s{self._count_shown() + 1}", self._record.hash_image(images.numbers[name])
+        id, sha = f"s{self.num_shown + 1}", self._record.hash_image(images.numbers[name])
         return [Suggested(t=now, id=id, image=name, sha=sha, round=None, pick="review", text=answers[name])]
-
-    def _count_shown(self) -> int:
-        return sum(suggested.pick != "given" for suggested in self._record.state.suggested.values())
 
     def _list_waiting(self) -> list[str]:
         """What was shown and can be answered now, the current one last. Some may be of another reading of the run."""

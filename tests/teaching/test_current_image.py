@@ -8,12 +8,12 @@ import pytest
 from taught_run import open_images
 
 from lorgnette.report.run_dir import RunDir
+from lorgnette.teaching.current_image import CurrentImage
 from lorgnette.teaching.events import Answered, Skipped, Suggested, Undone
 from lorgnette.teaching.journal import Journal
 from lorgnette.teaching.run_record import RunRecord
-from lorgnette.teaching.shown_images import ShownImages
 
-Make = Callable[..., tuple[RunRecord, ShownImages]]
+Make = Callable[..., tuple[RunRecord, CurrentImage]]
 OPTIONS: dict[str, Any] = {"seed": 3, "use_hardest": False, "blind": 0, "reviewer": None}
 
 
@@ -23,78 +23,78 @@ def make(tmp_path: Path) -> Iterator[Make]:
     (tmp_path / "run").mkdir()
     journals = []
 
-    def build(broken: dict[int, str] | None = None, **options: Any) -> tuple[RunRecord, ShownImages]:
+    def build(broken: dict[int, str] | None = None, **options: Any) -> tuple[RunRecord, CurrentImage]:
         journals.append(Journal.open(tmp_path / "run" / "journal.jsonl"))
         images = open_images(tmp_path / "images", 8)
         images.alike = {5: 1, 6: 1}
         record = RunRecord(journals[-1], images, RunDir(tmp_path / "run"), 8)
-        return record, ShownImages(record, broken or {}, **{**OPTIONS, **options})
+        return record, CurrentImage(record, broken or {}, **{**OPTIONS, **options})
 
     yield build
     for journal in journals:
         journal.close()
 
 
-def write(record: RunRecord, shown: ShownImages, *events: Any) -> None:
+def write(record: RunRecord, current: CurrentImage, *events: Any) -> None:
     for event in record.write(events):
-        shown.apply(event)
+        current.apply(event)
 
 
-def show_next(record: RunRecord, shown: ShownImages) -> Suggested:
-    [event] = shown.build_next(1.0)
-    write(record, shown, event)
+def show_next(record: RunRecord, current: CurrentImage) -> Suggested:
+    [event] = current.build_next(1.0)
+    write(record, current, event)
     return event
 
 
-def answer(record: RunRecord, shown: ShownImages, id: str, text: str = "x") -> None:
-    write(record, shown, Answered(t=1.0, id=id, text=text, seconds=1.0, keys=1, counts=True))
+def answer(record: RunRecord, current: CurrentImage, id: str, text: str = "x") -> None:
+    write(record, current, Answered(t=1.0, id=id, text=text, seconds=1.0, keys=1, counts=True))
 
 
 def test_one_image_after_the_other(make: Make) -> None:
-    record, shown = make()
-    assert shown.current_id is None
+    record, current = make()
+    assert current.id is None
     seen = []
     for number in range(1, 9):
-        expected = shown.find_next_image()
-        event = show_next(record, shown)
+        expected = current.find_next_image()
+        event = show_next(record, current)
         assert (event.id, record.find_number(event.id)) == (f"s{number}", expected)
         assert event.sha == record.images.shas[expected or 0]
-        assert shown.current_id == event.id
-        assert shown.build_next(1.0) == []  # one is shown
+        assert current.id == event.id
+        assert current.build_next(1.0) == []  # one is shown
         seen.append(event.image)
-        answer(record, shown, event.id)
+        answer(record, current, event.id)
     assert sorted(seen) == sorted(record.images.names)
-    assert shown.build_next(1.0) == []
-    assert (shown.current_id, shown.find_next_image()) == (None, None)
+    assert current.build_next(1.0) == []
+    assert (current.id, current.find_next_image()) == (None, None)
 
 
 def test_the_next_is_built_with_the_answer(make: Make) -> None:
-    record, shown = make()
-    first = show_next(record, shown)
-    [second] = shown.build_next(1.0, done=first.id, text="x")
+    record, current = make()
+    first = show_next(record, current)
+    [second] = current.build_next(1.0, done=first.id, text="x")
     assert (second.id, second.image != first.image) == ("s2", True)
 
 
 def test_an_image_taken_back_comes_before_the_one_that_was_shown(make: Make) -> None:
-    record, shown = make()
-    first = show_next(record, shown)
-    answer(record, shown, first.id)
-    second = show_next(record, shown)
-    write(record, shown, Undone(t=1.0, id=first.id))
-    assert (shown.current_id, shown.find_next_image()) == (first.id, record.find_number(second.id))
-    assert shown.build_next(1.0, done=first.id) == []
-    answer(record, shown, first.id)
-    assert shown.current_id == second.id
+    record, current = make()
+    first = show_next(record, current)
+    answer(record, current, first.id)
+    second = show_next(record, current)
+    write(record, current, Undone(t=1.0, id=first.id))
+    assert (current.id, current.find_next_image()) == (first.id, record.find_number(second.id))
+    assert current.build_next(1.0, done=first.id) == []
+    answer(record, current, first.id)
+    assert current.id == second.id
     _, again = make()
-    assert again.current_id == second.id
+    assert again.id == second.id
 
 
 def test_a_look_alike_has_the_answer_of_the_first(make: Make) -> None:
-    record, shown = make(blind=1)
+    record, current = make(blind=1)
     alike = []
     for _ in range(8):
-        event = show_next(record, shown)
-        answer(record, shown, event.id, f"of {event.image}")
+        event = show_next(record, current)
+        answer(record, current, event.id, f"of {event.image}")
         if event.image in ("image-1.png", "image-5.png", "image-6.png"):
             alike.append(event)
     first, *others = alike
@@ -104,38 +104,38 @@ def test_a_look_alike_has_the_answer_of_the_first(make: Make) -> None:
 
 
 def test_a_look_alike_of_the_answer_that_is_given_now(make: Make) -> None:
-    record, shown = make()
+    record, current = make()
     record.images.alike = {number: 0 for number in range(1, 8)}
-    first = show_next(record, shown)
-    [second] = shown.build_next(1.0, done=first.id, text="now")
+    first = show_next(record, current)
+    [second] = current.build_next(1.0, done=first.id, text="now")
     assert (second.alike, second.text) == (first.image, "now")
-    [other] = shown.build_next(1.0, done=first.id)  # skipped
+    [other] = current.build_next(1.0, done=first.id)  # skipped
     assert other.alike is None
 
 
 def test_broken_images_are_told(make: Make) -> None:
-    record, shown = make({number: "cut off" for number in range(8)}, blind=1)
-    event = show_next(record, shown)
-    assert (shown.find_problem(event), event.blind, event.text) == ("cut off", False, None)
+    record, current = make({number: "cut off" for number in range(8)}, blind=1)
+    event = show_next(record, current)
+    assert (current.find_problem(event), event.blind, event.text) == ("cut off", False, None)
 
 
 def test_every_so_manyth_image_is_blind(make: Make) -> None:
-    record, shown = make(blind=3)
+    record, current = make(blind=3)
     blind = []
     for _ in range(8):
-        event = show_next(record, shown)
+        event = show_next(record, current)
         blind.append(event.blind)
-        write(record, shown, Skipped(t=1.0, id=event.id, reason="user"))
+        write(record, current, Skipped(t=1.0, id=event.id, reason="user"))
     assert blind == [False, False, True, False, False, True, False, False]
 
 
 def test_a_review_shows_what_is_answered_once(make: Make) -> None:
-    record, shown = make()
+    record, current = make()
     for _ in range(4):
-        answer(record, shown, show_next(record, shown).id)
-    waiting = show_next(record, shown)
+        answer(record, current, show_next(record, current).id)
+    waiting = show_next(record, current)
     record, review = make({0: "cut off"}, reviewer="Zoë")
-    assert (review.num_left, review.current_id) == (4, None)
+    assert (review.num_left, review.id) == (4, None)
     seen = []
     for left in (4, 3, 2, 1):
         assert review.num_left == left
@@ -152,4 +152,4 @@ def test_a_review_shows_what_is_answered_once(make: Make) -> None:
         _, other = make(reviewer=name)
         orders.append(other.find_next_image())
     assert len(set(orders)) > 1
-    assert make()[1].current_id == waiting.id
+    assert make()[1].id == waiting.id
