@@ -4,10 +4,13 @@ import io
 import json
 import random
 import re
+import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -75,7 +78,8 @@ def list_printed(output: io.StringIO) -> dict[str, str]:
 def test_what_is_printed_and_written(open_page: Any, output: io.StringIO, here: Path) -> None:
     handle, browser = open_page("photos", prompt="What is it?")
     printed = list_printed(output)
-    assert list(printed) == ["images", "model", "prompt", "run", "page", "ready"]
+    assert list(printed) == ["note", "images", "model", "prompt", "run", "page", "ready"]
+    assert printed["note"].startswith("The built-in model (model=demo) knows drawn scenes only")
     assert printed["images"] == f"12 in {here}/photos"
     assert (printed["prompt"], printed["run"], printed["page"]) == ("'What is it?'", "runs/teach-photos", handle.url)
     assert re.fullmatch(r"in \d+\.\d s, until `stop` is called; the model is read meanwhile", printed["ready"])
@@ -253,6 +257,48 @@ def test_an_end_that_takes_long_says_so(
     open_page("photos")[0].stop()
     assert "stopping once the model has ended what it does; press Ctrl-C again" in output.getvalue()
     assert output.getvalue().endswith("to go on   lorgnette teach photos\n")
+
+
+_BUSY = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+sys.path.insert(0, {tests!r})
+from taught_run import FakeLearner
+from lorgnette.__main__ import main
+from lorgnette.commands import teach
+
+class Learner(FakeLearner):
+    title = "busy"
+
+    def __init__(self, settings, images, terminal):
+        super().__init__(len(images))
+
+    def open(self, on_progress):
+        ThreadPoolExecutor().submit(time.sleep, 60).result()
+
+teach.Learner = Learner
+sys.argv = ["lorgnette", "teach", "photos", "model=demo", "--port", "0"]
+main()
+"""
+
+
+def test_a_second_ctrl_c_waits_for_no_thread(fork_command: Callable[..., list[str]], here: Path) -> None:
+    """Python's own exit would wait for the thread that computes."""
+    program = here / "busy.py"
+    program.write_text(_BUSY.format(tests=str(Path(__file__).parents[1])))
+    process = subprocess.Popen(fork_command(program), stdout=PIPE, stderr=PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert any(line.startswith("ready") for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        assert any("press Ctrl-C again to stop at once" in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert process.stderr.read().splitlines() == ["to go on   lorgnette teach photos", "stopped"]
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_run_is_named_after_its_images(here: Path) -> None:

@@ -163,7 +163,7 @@ def teach(
         if host == "127.0.0.1" and port is None and guard.port != DEFAULT_PORT:
             terminal.warn(f"port       {DEFAULT_PORT} is taken; this is {guard.port}")
         if task.settings.model == DEMO and not is_demo:
-            terminal.warn(DRAWN_SCENES_ONLY)
+            terminal.warn(f"note       {DRAWN_SCENES_ONLY}")
         for remark in (*task.images.remarks, *session.remarks):
             terminal.warn(f"note       {remark}")
         _print_start(terminal, task.images, options, writer, guard)
