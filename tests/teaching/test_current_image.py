@@ -58,7 +58,7 @@ def test_one_image_after_the_other(make: Make) -> None:
         expected = current.find_next_image()
         event = show_next(record, current)
         assert (event.id, record.find_number(event.id)) == (f"s{number}", expected)
-        assert event.sha == record.images.shas[expected or 0]
+        assert event.sha == record.images.hash_image(expected or 0)
         assert current.id == event.id
         assert current.build_next(1.0) == []  # one is shown
         seen.append(event.image)

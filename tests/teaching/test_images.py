@@ -55,7 +55,7 @@ def test_images_in_folders_below_have_names_and_the_order_of_people(draw: Draw, 
     assert (images.folder, images.prompt, images.broken, images.copies, images.remarks) == (photos, PROMPT, {}, {}, [])
     assert (len(images), images.numbers["x/2.tiff"]) == (8, 4)
     assert (
-        images.shas[1]
+        images.hash_image(1)
         == hash_image(paths["b9.png"])
         == hashlib.sha256((photos / "b9.png").read_bytes()).hexdigest()[:16]
     )

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,13 +83,13 @@ def test_a_text_for_an_answered_image_is_not_written(record: RunRecord) -> None:
 
 def test_images_that_changed_or_are_gone(record: RunRecord, images: ImageList) -> None:
     for number in range(5):
-        record.write([suggest(number, sha=record.hash_image(number)), answer(number)])
+        record.write([suggest(number, sha=record.images.hash_image(number)), answer(number)])
     assert record.check_images() == []
     for number in (1, 3):
         images.paths[number].write_bytes(b"other %d" % number)
     images.paths[2].unlink()
     journal = Journal.open(record.run_dir.journal)
-    again = RunRecord(journal, images, record.run_dir, 8)
+    again = RunRecord(journal, replace(images), record.run_dir, 8)  # read anew
     assert again.check_images() == [
         "changed since the answer was given: image-1.png, image-2.png, image-3.png"
     ]  # 2 is in the list, and cannot be read

@@ -86,7 +86,7 @@ class CurrentImage:
         is_broken = item.image in self._broken
         is_blind = self._blind > 0 and number % self._blind == 0 and item.pick != "hardest" and not is_broken
         event = Suggested(
-            t=now, id=f"s{number}", image=images.names[item.image], sha=self._record.hash_image(item.image),
+            t=now, id=f"s{number}", image=images.names[item.image], sha=images.hash_image(item.image),
             round=item.round, pick=item.pick, text=item.text, surety=item.surety, blind=is_blind,
         )  # fmt: skip
         answers = state.answers
@@ -103,7 +103,7 @@ class CurrentImage:
         name = next((name for name in self._to_review if name in answers), None)
         if name is None:
             return []
-        id, sha = f"s{self.num_shown + 1}", self._record.hash_image(images.numbers[name])
+        id, sha = f"s{self.num_shown + 1}", images.hash_image(images.numbers[name])
         return [Suggested(t=now, id=id, image=name, sha=sha, round=None, pick="review", text=answers[name])]
 
     def _list_waiting(self) -> list[str]:

@@ -50,6 +50,7 @@ class ImageList:
     prompt: str
     alike: Mapping[int, int] = field(default_factory=dict)
     remarks: Sequence[str] = ()
+    _hashes: dict[int, str] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -59,11 +60,14 @@ class ImageList:
         """Name → number, also of copies."""
         return {**self.copies, **{name: number for number, name in enumerate(self.names)}}
 
-    @cached_property
-    def shas(self) -> Sequence[str]:
-        """The start of each file's SHA-256, as in a run's manifest; "" for a file that cannot be read."""
-        with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            return list(pool.map(_hash_readable, self.paths))
+    def hash_image(self, number: int) -> str:
+        """The start of the file's SHA-256, as in a run's manifest, read once; "" for a file that cannot be read."""
+        if number not in self._hashes:
+            try:
+                self._hashes[number] = hash_image(self.paths[number])
+            except OSError:
+                return ""
+        return self._hashes[number]
 
     def find_number(self, path: Path) -> int | None:
         """The image at a path, however the path is written; None if it is not in the list."""
@@ -247,13 +251,6 @@ def _find_broken(paths: Sequence[Path], *, keeps_shape: bool) -> dict[int, str]:
 
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         return {number: words for number, words in enumerate(pool.map(check, paths)) if words}
-
-
-def _hash_readable(path: Path) -> str:
-    try:
-        return hash_image(path)
-    except OSError:
-        return ""
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -160,7 +160,7 @@ def write_config(run_dir: RunDir, settings: Settings) -> None:
 def write_manifest(run_dir: RunDir, settings: Settings, images: ImageList, answered: Iterable[str]) -> None:
     """Which images the adapter is trained on, for commands that ask it about others. answered: their names."""
     numbers = sorted({images.numbers[name] for name in answered if name in images.numbers})
-    hashes = {str(images.paths[number].resolve()): images.shas[number] for number in numbers}
+    hashes = {str(images.paths[number].resolve()): images.hash_image(number) for number in numbers}
     adapter = build_manifest_entry(settings.adapter) if settings.adapter else None
     manifest = build_manifest(
         seed=settings.seed, command=sys.argv, device=settings.device, image_hashes=hashes,

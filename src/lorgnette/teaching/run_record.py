@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.report.manifest import hash_image
 from lorgnette.report.run_dir import RunDir
 from lorgnette.teaching.events import Event, Suggested
 from lorgnette.teaching.images import ImageList
@@ -30,7 +29,6 @@ class RunRecord:
         self._journal = journal
         self._pending: list[Event] = []  # that the disk did not take
         self._score, self._num_scored = compute_score(journal.events), len(journal.events)
-        self._hashes: dict[int, str] = {}
 
     @property
     def events(self) -> list[Event]:
@@ -103,15 +101,6 @@ class RunRecord:
         """Of the answers' names and texts."""
         return compute_digest((self.images.names[number], text) for number, text in answers)
 
-    def hash_image(self, number: int) -> str:
-        """As `ImageList.shas`, for one image."""
-        if number not in self._hashes:
-            try:
-                self._hashes[number] = hash_image(self.images.paths[number])
-            except OSError:
-                return ""
-        return self._hashes[number]
-
     def check_images(self) -> list[str]:
         """Remarks about answered images that are gone, or changed since."""
         hashes = {suggested.image: suggested.sha for suggested in self.state.suggested.values()}
@@ -120,7 +109,7 @@ class RunRecord:
             number = self.images.numbers.get(name)
             if number is None:
                 gone.append(name)
-            elif hashes[name] and self.hash_image(number) != hashes[name]:
+            elif hashes[name] and self.images.hash_image(number) != hashes[name]:
                 changed.append(name)
         remarks = []
         if gone:

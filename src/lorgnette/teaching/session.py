@@ -536,7 +536,7 @@ class Session:
                 message, hint = f"an answer given before cannot be used: {error.message}", error.hint
                 raise LorgnetteError(message, where=name, hint=hint) from None
             count += 1
-            now, id, sha = _read_clock(), f"g{count}", self._record.hash_image(number)
+            now, id, sha = _read_clock(), f"g{count}", self._images.hash_image(number)
             events.append(Suggested(t=now, id=id, image=name, sha=sha, round=None, pick="given", text=None))
             events.append(Answered(t=now, id=id, text=answer, seconds=0.0, keys=0, counts=False))
         return events
