@@ -8,8 +8,9 @@ import os
 import signal
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -529,7 +530,10 @@ def main() -> None:
                 raise
             if not is_silent_rank():
                 Terminal(console).print("stopped")  # typer turns Ctrl-C into an exit without a message
-            sys.exit(128 + (stop.number or signal.SIGINT))
+            status = 128 + (stop.number or signal.SIGINT)
+            if stop.is_repeated:
+                _end_at_once(status)
+            sys.exit(status)
         except LorgnetteError as error:
             _print_error(str(error))
             sys.exit(error.exit_status)
@@ -541,6 +545,14 @@ def main() -> None:
             remedy = "check its path, its permissions and the disk"
             _print_error(f"{error.strerror} · {where} · {remedy}")
             sys.exit(1)
+
+
+def _end_at_once(status: int) -> NoReturn:
+    """Without Python's exit: it waits for threads, or torch ends the process with a message if one computes."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(status)
 
 
 def _print_error(text: str) -> None:

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -282,11 +283,11 @@ main()
 """
 
 
-def test_a_second_ctrl_c_waits_for_no_thread(fork_command: Callable[..., list[str]], here: Path) -> None:
-    """Python's own exit would wait for the thread that computes."""
+def test_a_second_ctrl_c_waits_for_no_thread(here: Path) -> None:
+    """Python's own exit would wait for the thread that computes. The fork server's does not: a process of its own."""
     program = here / "busy.py"
     program.write_text(_BUSY.format(tests=str(Path(__file__).parents[1])))
-    process = subprocess.Popen(fork_command(program), stdout=PIPE, stderr=PIPE, text=True)
+    process = subprocess.Popen([sys.executable, program], stdout=PIPE, stderr=PIPE, text=True)
     try:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -294,8 +295,8 @@ def test_a_second_ctrl_c_waits_for_no_thread(fork_command: Callable[..., list[st
         process.send_signal(signal.SIGINT)
         assert any("press Ctrl-C again to stop at once" in line for line in process.stderr)
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 130
-        assert process.stderr.read().splitlines() == ["to go on   lorgnette teach photos", "stopped"]
+        assert process.wait(30) == 130
+        assert process.stderr.read() == "stopped\n"
     finally:
         process.kill()
         process.communicate()

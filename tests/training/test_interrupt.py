@@ -62,8 +62,10 @@ def test_each_signal_interrupts_a_command_once(number: signal.Signals) -> None:
             send(number)
         send(signal.SIGTERM)
         send(signal.SIGHUP)
+        assert not stop.is_repeated
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
+        assert stop.is_repeated
     assert stop.number == number
 
 

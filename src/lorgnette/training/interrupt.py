@@ -18,11 +18,13 @@ STOP_SIGNALS = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, 
 class StopSignals:
     """Each of these signals raises KeyboardInterrupt, as Ctrl-C does, until the block ends.
 
-    number: the first one; None before it. Does nothing outside of the main thread: only that one may set handlers.
+    number: the first one; None before it. is_repeated: whether Ctrl-C came after it. Does nothing outside of the main
+    thread: only that one may set handlers.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.is_repeated = False
         self._handlers_before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -46,6 +48,7 @@ class StopSignals:
             self.number = number
             self.on_first(number)
         elif number == signal.SIGINT:
+            self.is_repeated = True
             raise KeyboardInterrupt
         # A repeated TERM or HUP does not disturb the end: a shell and the system both send HUP for a closed terminal.
 
