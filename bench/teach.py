@@ -102,7 +102,7 @@ class SimulatedPerson:
     def __init__(self, learner: Learner, names: Sequence[str], texts: Sequence[str], seed: int) -> None:
         """names, texts: of the images that are asked about, the first of the learner's."""
         self.events: list[Event] = []
-        self.state, self.scores = RunState(EVERY), list[Score]()
+        self.state, self.scores = RunState(every=EVERY), list[Score]()
         self._learner, self._names, self._texts = learner, names, texts
         self._queue = ImageQueue(len(names), seed, (), use_hardest=False)
         self._queue.means = learner.feature_means[: len(names)]

@@ -13,7 +13,7 @@ class Story:
     """A state and the short way to tell it."""
 
     def __init__(self, every: int = 8) -> None:
-        self.state = RunState(every)
+        self.state = RunState(every=every)
         self.events: list[Any] = []
 
     def tell(self, *events: Any) -> None:
@@ -168,7 +168,7 @@ def test_reading_again_gives_the_same_state() -> None:
         if story.state.is_round_due:
             story.train(number, is_good=number < 16)
     story.tell(e.Undone(t=0, id="s7"), e.Mended(t=0, id="s3", text="x"), e.Finished(t=0, answers=1, suggestions=2))
-    assert vars(RunState(8, story.events)) == vars(story.state)
+    assert vars(RunState(story.events)) == vars(story.state)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_reading_again_gives_the_same_state() -> None:
 )
 def test_an_event_about_nothing_is_an_error(event: e.Event) -> None:
     with pytest.raises(LorgnetteError, match="s9, which was not suggested"):
-        RunState(8, [event])
+        RunState([event])
 
 
 def test_nothing_is_taken_back_twice() -> None:

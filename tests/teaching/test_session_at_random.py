@@ -88,7 +88,7 @@ def check(run: Run) -> None:
 
 def compare(run: Run) -> None:
     events = read_events(run.folder / "journal.jsonl")
-    state = RunState(8, events)
+    state = RunState(events)
     assert vars(state) == vars(run.session._state)
     with (run.folder / "captions.csv").open(newline="", encoding="utf-8") as file:
         rows = [(Path(image).name, text) for image, text in list(csv.reader(file))[1:]]

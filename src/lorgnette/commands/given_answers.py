@@ -1,6 +1,5 @@
 """What a user gives `teach` beside the images: the labels that an answer must be, and answers from before."""
 
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from lorgnette.data.row_location import EMPTY_CAPTION
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.parse import read_small_file
 from lorgnette.report.console import Terminal
-from lorgnette.teaching.answer_text import clean_answer, find_label
+from lorgnette.teaching.answer_text import clean_answer, find_label, normalize_text
 from lorgnette.teaching.images import ImageList
 from lorgnette.types import Example
 
@@ -23,7 +22,7 @@ def read_labels(given: str | Sequence[str] | None) -> tuple[str, ...]:
     if given is None:
         return ()
     words = list(given) if not isinstance(given, str) else _read_lines(Path(given)) or given.split(",")
-    labels = [unicodedata.normalize("NFC", word.strip()) for word in words if word.strip()]
+    labels = [label for label in map(normalize_text, words) if label]
     where = f"--labels {given if isinstance(given, str) else ','.join(given)}"[:200]
     for number, label in enumerate(labels):
         if other := find_label(label, labels[:number]):

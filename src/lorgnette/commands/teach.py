@@ -45,14 +45,13 @@ from lorgnette.teaching.run_folder import (
     write_config,
     write_manifest,
 )
-from lorgnette.teaching.run_state import RunState
+from lorgnette.teaching.run_state import DEFAULT_EVERY, RunState
 from lorgnette.teaching.session import Order, Session, SessionOptions
 from lorgnette.training.initial_adapter import inherit_settings
 from lorgnette.training.start_warnings import DRAWN_SCENES_ONLY
 
 DEMO = "demo"
 NUM_DRAWN = 96
-DEFAULT_EVERY = 8
 _MAX_SHOWN_PROMPT = 80
 _SILENT_SECONDS = 1.0
 """How long the end may take without a word."""
@@ -274,7 +273,7 @@ class _ResultWriter:
             self.write(self._journal.events)
 
     def _list_answered(self, events: Sequence[Event]) -> list[str]:
-        return list(RunState(DEFAULT_EVERY, events).answers)
+        return list(RunState(events).answers)
 
 
 def name_source(source: Path) -> str:

@@ -10,6 +10,7 @@ from lorgnette.io.parse import is_unicode
 MAX_CHARACTERS = 20_000
 """Of an answer."""
 _LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+_CONTROLS = re.compile("[\0-\x08\x0e-\x1f\x7f-\x9f]")
 
 
 def normalize_text(text: str) -> str:
@@ -17,8 +18,7 @@ def normalize_text(text: str) -> str:
 
     Other control characters but the tab, which no field shows, are left out.
     """
-    lines = _LINE_ENDS.sub("\n", unicodedata.normalize("NFC", text))
-    return "".join(letter for letter in lines if letter in "\n\t" or unicodedata.category(letter) != "Cc").strip()
+    return _CONTROLS.sub("", _LINE_ENDS.sub("\n", unicodedata.normalize("NFC", text))).strip()
 
 
 def clean_answer(text: str) -> str:
@@ -36,7 +36,7 @@ def clean_answer(text: str) -> str:
 
 def find_label(text: str, labels: Sequence[str]) -> str | None:
     """The label that the text is, apart from case and punctuation at its end; None if it is none."""
-    exact = unicodedata.normalize("NFC", text).strip()
+    exact = normalize_text(text)
     if exact in labels:
         return exact
     wanted = _fold(text)
@@ -44,7 +44,7 @@ def find_label(text: str, labels: Sequence[str]) -> str | None:
 
 
 def _fold(text: str) -> str:
-    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).strip().casefold())
+    folded = unicodedata.normalize("NFC", normalize_text(text).casefold())
     while folded and (unicodedata.category(folded[-1])[0] == "P" or folded[-1].isspace()):
         folded = folded[:-1]
     return folded

@@ -24,7 +24,7 @@ class RunRecord:
     def __init__(self, journal: Journal, images: ImageList, run_dir: RunDir, every: int) -> None:
         """Raises LorgnetteError for events that do not fit together."""
         self.images, self.run_dir = images, run_dir
-        self.state = RunState(every, journal.events)
+        self.state = RunState(journal.events, every)
         self.has_failed = False
         self._journal = journal
         self._pending: list[Event] = []  # that the disk did not take

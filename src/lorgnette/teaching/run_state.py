@@ -26,10 +26,12 @@ from lorgnette.teaching.events import (
     Suggested,
     Undone,
 )
-from lorgnette.teaching.score import is_taken
+from lorgnette.teaching.score import find_suggested, is_taken
 
 FIRST_ROUNDS = (4, 8)
 """Answers of the first two rounds."""
+DEFAULT_EVERY = 8
+"""Answers between two later rounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,8 @@ class RunState:
     right, the number of these answers.
     """
 
-    def __init__(self, every: int, events: Iterable[Event] = ()) -> None:
-        """every: answers between two rounds after FIRST_ROUNDS."""
+    def __init__(self, events: Iterable[Event] = (), every: int = DEFAULT_EVERY) -> None:
+        """every: answers between two rounds after FIRST_ROUNDS. Raises LorgnetteError as `apply`."""
         self.suggested: dict[str, Suggested] = {}
         self.answers: dict[str, str] = {}
         self.decisions: dict[str, Decision] = {}
@@ -108,13 +110,6 @@ class RunState:
         """Whether the image ever had an answer, also one that was taken back."""
         return name in self._places
 
-    def find(self, id: str) -> Suggested:
-        """Raises LorgnetteError if nothing was suggested under this id before."""
-        if id not in self.suggested:
-            message, hint = f"an event names {id}, which was not suggested before", "restore the file from a copy"
-            raise LorgnetteError(message, where="journal.jsonl", hint=hint)
-        return self.suggested[id]
-
     def apply(self, event: Event) -> None:
         """Take an event into account. Raises LorgnetteError if it does not fit those before it."""
         match event:
@@ -134,7 +129,7 @@ class RunState:
                 self._drop_needless_round()
 
     def _apply_decision(self, event: Answered | Mended | Reviewed | Skipped | Undone) -> None:
-        suggested = self.find(event.id)
+        suggested = find_suggested(self.suggested, event.id)
         name, is_correction = suggested.image, True
         match event:
             case Answered():

@@ -14,7 +14,6 @@ is; people who take what is offered make it too high, which only the blind compa
 Pure functions: they read no clock and no file.
 """
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.metrics.bootstrap import compute_newcombe_interval, compute_wilson_interval
 from lorgnette.metrics.edit_distance import levenshtein, normalized_levenshtein
 from lorgnette.metrics.tokenizers import tokenize_words
+from lorgnette.teaching.answer_text import normalize_text
 from lorgnette.teaching.events import Answered, Event, Mended, Opened, Reviewed, RoundDone, Suggested, Undone
 
 WINDOW = 16
@@ -310,14 +310,8 @@ class _Replay:
     num_before_blind: int = 0
 
     def find(self, id: str) -> Suggested:
-        """Raises LorgnetteError if nothing was suggested under this id before."""
-        if id not in self.suggested:
-            raise LorgnetteError(
-                f"an event names {id}, which was not suggested before",
-                where="journal.jsonl",
-                hint="restore the file from a copy: lorgnette only appends to it",
-            )
-        return self.suggested[id]
+        """Raises LorgnetteError as `find_suggested`."""
+        return find_suggested(self.suggested, id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +359,15 @@ def compute_score(events: Iterable[Event]) -> Score:
     )
 
 
+def find_suggested(suggested: Mapping[str, Suggested], id: str) -> Suggested:
+    """The suggestion that an event names. Raises LorgnetteError if there was none with this id before."""
+    if id not in suggested:
+        message = f"an event names {id}, which was not suggested before"
+        hint = "restore the file from a copy: lorgnette only appends to it"
+        raise LorgnetteError(message, where="journal.jsonl", hint=hint)
+    return suggested[id]
+
+
 def _take_answer(replay: _Replay, event: Answered) -> None:
     suggested = replay.find(event.id)
     replay.answers[suggested.image] = event.text
@@ -402,18 +405,13 @@ def _judge(text: str, round: int, suggested: Suggested, event: Answered) -> Outc
         event.seconds,
         event.keys,
         is_taken(text, event.text),
-        *_measure_edits(normalize_answer(text), normalize_answer(event.text)),
+        *_measure_edits(normalize_text(text), normalize_text(event.text)),
     )
-
-
-def normalize_answer(text: str) -> str:
-    """What is compared: Unicode NFC, without spaces around it."""
-    return unicodedata.normalize("NFC", text).strip()
 
 
 def is_taken(suggestion: str, answer: str) -> bool:
     """Whether the suggestion was taken as it stands."""
-    return normalize_answer(suggestion) == normalize_answer(answer)
+    return normalize_text(suggestion) == normalize_text(answer)
 
 
 @lru_cache(maxsize=20_000)
@@ -467,7 +465,7 @@ def _compare_reviews(replay: _Replay) -> tuple[Agreement, ...]:
     """An image that a person reviews again counts once, as it was the first time."""
     by_reviewer: dict[str, dict[str, tuple[str, str]]] = {}
     for review in replay.reviews.values():
-        pair = normalize_answer(review.before), normalize_answer(review.after)
+        pair = normalize_text(review.before), normalize_text(review.after)
         by_reviewer.setdefault(review.reviewer, {}).setdefault(review.image, pair)
     agreements = []
     for reviewer, pair_by_image in by_reviewer.items():

@@ -46,6 +46,7 @@ from lorgnette.teaching.journal import Journal
 from lorgnette.teaching.notices import Notice
 from lorgnette.teaching.run_files import write_suggestions
 from lorgnette.teaching.run_record import RunRecord
+from lorgnette.teaching.run_state import DEFAULT_EVERY
 from lorgnette.teaching.state_view import StateView
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class SessionOptions:
     version: str = ""
     labels: tuple[str, ...] = ()
     given: Mapping[str, str] = field(default_factory=dict)
-    every: int = 8
+    every: int = DEFAULT_EVERY
     blind: int = 0
     order: Order = "shuffled"
     reviewer: str | None = None
