@@ -38,7 +38,6 @@ from lorgnette.teaching.run_folder import (
     TeachRun,
     build_train_settings,
     check_settings,
-    create_folder,
     find_run,
     merge_settings,
     open_run,
@@ -212,7 +211,7 @@ def _prepare(words: "_Words", given: Settings, labels: str | Sequence[str] | Non
 @contextmanager
 def _open_folder(task: _Task, terminal: Terminal) -> Iterator[RunDir]:
     """The run's folder, with its settings, which no other process uses until the block ends."""
-    with create_folder(task.run.run_dir.path).lock(terminal.warn) as locked:
+    with RunDir.create_folder(task.run.run_dir.path).lock(terminal.warn) as locked:
         locked.manifest.unlink(missing_ok=True)  # it does not know the answers that come
         write_config(locked, task.settings)
         yield locked

@@ -83,6 +83,11 @@ class RunDir:
     def create(cls, path: Path) -> "RunDir":
         """Create the folder of a new run; an existing free folder is used."""
         cls.check_is_free(path)
+        return cls.create_folder(path)
+
+    @classmethod
+    def create_folder(cls, path: Path) -> "RunDir":
+        """The folder, which may be there already. Raises LorgnetteError if it cannot be created."""
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

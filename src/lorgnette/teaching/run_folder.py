@@ -13,7 +13,7 @@ from typing import Any
 
 from lorgnette import config
 from lorgnette.config import Settings
-from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.errors import UsageError
 from lorgnette.inference.loading import resolve_adapter
 from lorgnette.io.atomic import write_json, write_text
 from lorgnette.io.folder_kind import explain_folder, find_folder_kind
@@ -89,16 +89,6 @@ def open_run(path: Path) -> TeachRun:
     if not opened:
         return TeachRun(run_dir)
     return TeachRun(run_dir, settings, Path(opened[-1].folder), opened[-1])
-
-
-def create_folder(path: Path) -> RunDir:
-    """The folder, which may be there. Raises LorgnetteError if it cannot be created."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        message = f"run folder cannot be created: {error.strerror or error}"
-        raise LorgnetteError(message, where=str(path), hint="choose another name: --run") from error
-    return RunDir(path)
 
 
 def _is_new(path: Path) -> bool:
