@@ -14,21 +14,23 @@ import tempfile
 import warnings
 from collections.abc import Callable, Generator
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any, NamedTuple
 
+import jaxtyping
 import numpy as np
 import PIL.Image
 import pytest
 from filelock import FileLock
 from hypothesis import settings
-from jaxtyping import install_import_hook
 from tiny_models import write_tiny_checkpoint
 
 from lorgnette import config
 from lorgnette.config import LoraSettings, ProcessorSettings, Settings
 from lorgnette.types import Example, Image, Turn
 
+gc.disable()  # until pytest_collection_finish: imports leave little to collect, and much to go through
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # bitsandbytes would import the compiler that no test needs
 settings.register_profile("lorgnette", deadline=None, max_examples=50)  # a busy machine is no fault
 settings.register_profile("fast", deadline=None, max_examples=20)
 settings.load_profile("lorgnette")
@@ -54,7 +56,36 @@ SHAPED_MODULES = [
     for name, path in OUR_SOURCES.items()
     if "jaxtyping" in path.read_text(encoding="utf-8") and not name.startswith(UNCHECKED_PACKAGES)
 ]
-install_import_hook(SHAPED_MODULES, "beartype.beartype")
+NUM_CHECKED_CALLS = 5
+"""Of a function in a test. Its later calls are not checked: in loops that would take a quarter of the time."""
+check_shapes, num_calls = jaxtyping.jaxtyped, dict[Any, int]()
+
+
+def check_first_calls(function: Any, typechecker: Any) -> Any:
+    """`jaxtyped` for the first calls in each test."""
+    checked = check_shapes(function, typechecker=typechecker)
+    if not isinstance(function, FunctionType):
+        return checked
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        number = num_calls.get(function, 0)
+        if number >= NUM_CHECKED_CALLS:
+            return function(*args, **options)
+        num_calls[function] = number + 1
+        return checked(*args, **options)
+
+    return call
+
+
+jaxtyping.jaxtyped = lambda *, typechecker: functools.partial(check_first_calls, typechecker=typechecker)
+jaxtyping.install_import_hook(SHAPED_MODULES, "beartype.beartype")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Count the calls of each test anew."""
+    num_calls.clear()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -248,6 +279,7 @@ def pytest_make_collect_report(
 
 def pytest_collection_finish() -> None:
     """What the imports left stays: each later collection, and pytest's five at the end, would go through it again."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 

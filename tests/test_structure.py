@@ -1,6 +1,7 @@
 """The package's structure: every module is documented and tested, settings are few, shipped files have an origin."""
 
 import ast
+import functools
 import random
 import re
 from pathlib import Path
@@ -25,9 +26,14 @@ TESTED_ELSEWHERE = {
 """Module → the test file that covers it, if that is not the one at the same place with the same name."""
 
 
+@functools.cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def test_every_module_has_a_docstring() -> None:
     modules = [path for folder in (SOURCE, ROOT / "tools", ROOT / "bench") for path in folder.rglob("*.py")]
-    assert [path for path in modules if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))] == []
+    assert [path for path in modules if not ast.get_docstring(parse(path))] == []
 
 
 def test_every_module_has_a_test_file() -> None:
@@ -56,7 +62,7 @@ def test_only_its_command_imports_the_demo() -> None:
     importers = {
         str(path.relative_to(SOURCE))
         for path in SOURCE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(parse(path))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lorgnette.demo")
     }
     assert {name for name in importers if not name.startswith("demo/")} == {"commands/demo.py"}
@@ -76,9 +82,10 @@ def test_shipped_files_have_an_origin() -> None:
         assert image.tobytes() == scene.tobytes()
 
 
+@functools.cache
 def list_calls(path: Path) -> set[str]:
     """The calls `a.b(…)` in a module, as "a.b"."""
-    calls = [node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    calls = [node.func for node in ast.walk(parse(path)) if isinstance(node, ast.Call)]
     return {
         f"{call.value.id}.{call.attr}"
         for call in calls
@@ -100,10 +107,10 @@ def test_one_module_prints() -> None:
     assert modules == {"cli.py", "report/console.py"}  # cli.py: the version
 
 
-def find_unquoted_commands(source: str) -> list[str]:
+def find_unquoted_commands(module: ast.Module) -> list[str]:
     """f-strings with a command of lorgnette and a value in it that is not quoted for a shell."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(module):
         if not isinstance(node, ast.JoinedStr):
             continue
         text = "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
@@ -127,7 +134,6 @@ def find_unquoted_commands(source: str) -> list[str]:
 
 
 def test_values_in_printed_commands_are_quoted() -> None:
-    found = [text for path in SOURCE.rglob("*.py") for text in find_unquoted_commands(path.read_text(encoding="utf-8"))]
-    assert found == []
-    assert find_unquoted_commands('f"resume it: lorgnette train --resume {path}"')
-    assert not find_unquoted_commands('f"resume it: lorgnette train --resume {quote_word(path)}"')
+    assert [text for path in SOURCE.rglob("*.py") for text in find_unquoted_commands(parse(path))] == []
+    assert find_unquoted_commands(ast.parse('f"resume it: lorgnette train --resume {path}"'))
+    assert not find_unquoted_commands(ast.parse('f"resume it: lorgnette train --resume {quote_word(path)}"'))
