@@ -107,12 +107,13 @@ def pause_garbage_collection() -> Iterator[None]:
 
 @contextmanager
 def leave_core_free() -> Iterator[None]:
-    """Let torch compute on one core less inside, on one at least.
+    """Leave one core of this process to other threads inside; torch computes on the rest, or on the only one.
 
-    A product on all cores waits for its slowest part. If other threads need a core, one part waits for theirs.
+    A product on all cores waits for its slowest part. If another thread needs a core, one part waits for that thread.
     """
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, min(num_threads, (os.cpu_count() or 1) - 1)))
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, min(num_threads, num_cores - 1)))
     try:
         yield
     finally:
