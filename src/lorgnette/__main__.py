@@ -13,7 +13,7 @@ _EXIT_INTERRUPTED = 128 + signal.SIGINT
 def main() -> None:
     """Run the command. Ctrl-C while its modules are imported ends the process as later: one line, exit status 130."""
     before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # ignored by who started it: it stays ignored
+    if before is signal.default_int_handler:  # else who started it ignores Ctrl-C
         signal.signal(signal.SIGINT, _end_at_once)
     try:
         from lorgnette.cli import main as run_command

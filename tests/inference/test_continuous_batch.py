@@ -226,7 +226,7 @@ def test_steps_leave_a_core_to_other_threads_and_prompts_do_not(
 
     for name in ("prefill_rows", "decode_step"):
         monkeypatch.setattr(Generator, name, record(name))
-    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
     torch.set_num_threads(3)
     try:
         batch, row = ContinuousBatch(served.generator, served.ranks), next(row for row in expected if row.adapter == 0)
