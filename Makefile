@@ -30,7 +30,8 @@ test-fast: .venv/.dev
 test-kills: .venv/.dev
 	folder=$$(mktemp -d) && OMP_NUM_THREADS=1 $(BIN)/python tests/kills/kill_points.py --jobs $$(nproc) $$folder/points && \
 	  OMP_NUM_THREADS=1 $(BIN)/python tests/kills/rank_faults.py --table --resume $$folder/ranks && \
-	  OMP_NUM_THREADS=1 $(BIN)/python tests/kills/teach_kills.py --jobs $$(nproc) $$folder/teach; \
+	  OMP_NUM_THREADS=1 $(BIN)/python tests/kills/teach_kills.py --jobs $$(nproc) $$folder/teach && \
+	  OMP_NUM_THREADS=1 $(BIN)/python tests/kills/teach_kills.py --model --jobs $$(nproc) $$folder/taught; \
 	  status=$$?; rm -rf $$folder; exit $$status
 
 # 1,800 damaged or hostile files: data, models, adapters, runs. `make test` has a sample of them.

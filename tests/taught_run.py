@@ -153,9 +153,9 @@ class Run(NamedTuple):
         self.session.answer(TAB, current["id"], truth(current["image"]) if text is None else text, 3, 1.5)
         return current
 
-    def until_idle(self) -> dict[str, Any]:
+    def until_idle(self, timeout: float = 10.0) -> dict[str, Any]:
         """Once the device thread has nothing to do."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + timeout
         while not self.session.is_idle:
             assert time.monotonic() < deadline, self.session.view(TAB)
             time.sleep(0.001)
@@ -190,9 +190,10 @@ def open_run(
             thread = DeviceThread(session, learner)  # type: ignore[arg-type]
             yield Run(session, learner, images, run_dir.path)
         finally:
-            learner.gate.set()
-            learner.suggest_gate.set()
-            learner.open_gate.set()
+            if isinstance(learner, FakeLearner):
+                learner.gate.set()
+                learner.suggest_gate.set()
+                learner.open_gate.set()
             if thread is not None:
                 assert thread.close(10)
             journal.close()
