@@ -250,9 +250,9 @@ def teach(
         list[str] | None, Argument(metavar="IMAGES|SETTING=VALUE", help=TEACH_HELP, autocompletion=complete_words)
     ] = None,
     prompt: Annotated[str | None, Option(help="the question about every image; default: data.prompt")] = None,
-    captions: Annotated[Path | None, Option(help="a data file with answers from before, which are trained on")] = None,
+    captions: Annotated[Path | None, Option(help="a data file with answers that you have; they are trained on")] = None,
     run: Annotated[
-        Path | None, Option(help="the run's folder; default: runs/teach-NAME, with which the same command goes on")
+        Path | None, Option(help="the run's folder; default: runs/teach-NAME. The same command goes on with it")
     ] = None,
     labels: Annotated[
         str | None, Option(help="what an answer must be: cat,dog,…, or a file with one label a line")
@@ -262,10 +262,11 @@ def teach(
         int, Option(min=0, metavar="N", help="show every Nth image without a suggestion, to compare; 0: none")
     ] = 0,
     order: Annotated[
-        Literal["shuffled", "hardest"], Option(help="hardest: every second image is one with an unsure suggestion")
+        Literal["shuffled", "hardest"],
+        Option(help="hardest: every second image has the least sure suggestion"),
     ] = "shuffled",
     review: Annotated[
-        str | None, Option(metavar="NAME", help="show the answered images again, to a person of this name")
+        str | None, Option(metavar="NAME", help="show the answered images again; NAME is the person who looks at them")
     ] = None,
     host: Annotated[
         str, Option(help="the address to answer on; others than loopback let other machines in")

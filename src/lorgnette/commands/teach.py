@@ -116,12 +116,12 @@ def teach(
         lorgnette.teach("demo")
 
     images: a folder, or a data file without answers; `demo` draws some. The same call goes on with the same run.
-    recipe, settings and values: as in `train`. captions: a data file with answers from before, which are trained on.
+    recipe, settings and values: as in `train`. captions: a data file with answers that you have; they are trained on.
     run: its folder; default: runs/teach-NAME. With a run of `teach` images may be left out.
-    labels: what an answer must be: a text with commas, a list, or a file with one a line.
-    every: answers between two trainings. blind: every so manyth image is shown without a suggestion; 0: none.
-    order: hardest: every second image is one whose answer is least sure. review: the name of a person who sees the
-    answered images again. host, port, allow_host: as in `serve`; the page's token is the key.
+    labels: an answer must be one of them: a text with commas, a list, or a file with one a line.
+    every: answers between two trainings. blind: of so many images, one is shown without a suggestion; 0: none.
+    order: with "hardest" every second image is the one whose suggestion is least sure. review: the name of a person who
+    sees the answered images again. host, port, allow_host: as in `serve`; the page's token is the key.
     block: False returns when the page can be opened; the model is read meanwhile.
 
     Raises LorgnetteError, before the page opens, for what is wrong with images, settings or the run.
@@ -219,7 +219,7 @@ def _open_folder(task: _Task, terminal: Terminal) -> Iterator[RunDir]:
 
 @dataclass(frozen=True)
 class _Words:
-    """What the user wrote, to write it again. images: "demo" are drawn."""
+    """The words of the command, from which the one that goes on is made. images: of "demo" they are drawn."""
 
     images: Path | None
     run: Path | None
@@ -234,7 +234,7 @@ class _Words:
         return self.images == Path(DEMO)
 
     def format_command(self, run_dir: RunDir, source: Path) -> str:
-        """The command that goes on with the run. Settings, labels and captions are in the run already."""
+        """The command that goes on with the run. Settings, labels and given answers are in the run already."""
         words: list[object] = [self.images] if self.images else []
         default = Path("runs") / f"teach-{DEMO if self.is_demo else name_source(source)}"
         if not words or run_dir.path != default:
@@ -286,8 +286,8 @@ def _check_options(every: int, blind: int, order: str, review: str | None) -> No
     if every < 1:
         raise UsageError("no number of answers", where=f"--every {every}", hint="1 or more; 8 is usual")
     if blind < 0 or blind == 1:
-        hint = "10 shows every tenth image without a suggestion, 0 none"
-        raise UsageError("no number of images", where=f"--blind {blind}", hint=hint)
+        message, hint = "not 0, and not 2 or more", "10 shows every tenth image without a suggestion, 0 none"
+        raise UsageError(message, where=f"--blind {blind}", hint=hint)
     if order not in ("shuffled", "hardest"):
         raise UsageError("no such order", where=f"--order {order}", hint="shuffled or hardest")
     if review is not None and not review.strip():
