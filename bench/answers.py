@@ -14,14 +14,13 @@ import argparse
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from machine import DEVICE, HAS_GPU, name_device, synchronize
+from machine import DEVICE, HAS_GPU, name_device, time_seconds
 from results_file import ResultsFile
 from step import RandomFeatures, build_adapter_shape, load_examples, profile_kernels
 
@@ -46,14 +45,6 @@ class PreparedFeatures(RandomFeatures):
         if images := list(grids):
             self.gather(images)
         return {}
-
-
-def time_seconds(work: Callable[[], Any]) -> float:
-    synchronize()
-    start = time.perf_counter()
-    work()
-    synchronize()
-    return time.perf_counter() - start
 
 
 def measure_bandwidth() -> float:

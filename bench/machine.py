@@ -9,7 +9,10 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,6 +32,14 @@ def name_device() -> str:
 def synchronize() -> None:
     if HAS_GPU:
         torch.cuda.synchronize()
+
+
+def time_seconds(work: Callable[[], Any]) -> float:
+    synchronize()
+    start = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - start
 
 
 def measure_matmul_tflops() -> float | None:

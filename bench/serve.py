@@ -39,10 +39,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from answers import time_seconds
 from jaxtyping import Float32, Int64
 from job import BUILT_IN
-from machine import DEVICE, HAS_GPU, describe_machine, name_device
+from machine import DEVICE, HAS_GPU, describe_machine, name_device, time_seconds
 from process import FailedError, end
 from results_file import ResultsFile
 from torch import Tensor

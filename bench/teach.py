@@ -32,7 +32,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from machine import DEVICE, HAS_GPU, describe_machine, name_device, synchronize
+from machine import DEVICE, HAS_GPU, describe_machine, name_device, time_seconds
 from results_file import ResultsFile
 from rich.console import Console
 
@@ -225,14 +225,6 @@ def read_job(job: Path, captions: Path | None) -> tuple[list[Path], list[str]]:
         lines = captions.read_text(encoding="utf-8").splitlines()
         texts = tuple(lines[i % len(lines)] for i in range(len(images)))
     return list(images), list(texts)
-
-
-def time_seconds(work: Callable[[], Any]) -> float:
-    synchronize()
-    start = time.perf_counter()
-    work()
-    synchronize()
-    return time.perf_counter() - start
 
 
 class RoundTimer:
