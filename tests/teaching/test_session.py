@@ -1,5 +1,6 @@
 """A `teach` run as the page sees it, and what its files hold."""
 
+import dataclasses
 import errno
 import itertools
 import os
@@ -20,7 +21,7 @@ from lorgnette.server.api_errors import ApiError
 from lorgnette.teaching import journal, session
 from lorgnette.teaching.events import Answered, Event, Opened, RoundBegun, RoundDone, RoundFailed, Suggested
 from lorgnette.teaching.journal import read_events
-from lorgnette.teaching.learner import ModelSuggestion, RoundError
+from lorgnette.teaching.learner import Answer, ModelSuggestion, RoundError, RoundResult
 from lorgnette.teaching.score import compute_score
 
 
@@ -343,6 +344,35 @@ def test_a_fast_person_does_not_keep_a_slow_model_from_learning(tmp_path: Path) 
         run.until_idle()
     first, second, *_ = list_rounds(run)
     assert (first <= 20, second <= 30) == (True, True)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 30.0])
+def test_a_person_who_waits_gets_a_suggestion_between_two_long_rounds(tmp_path: Path, seconds: float) -> None:
+    """During a long round the person has used up all suggestions, and answered so many images that the next is due."""
+    log: list[int] = []
+
+    class LoggingLearner(FakeLearner):
+        def suggest(self, images: Sequence[int], **options: Any) -> list[ModelSuggestion]:
+            log.append(len(images))
+            return super().suggest(images, **options)
+
+        def train(self, answers: Sequence[Answer], **options: Any) -> RoundResult:
+            result = super().train(answers, **options)
+            log.append(0)
+            return dataclasses.replace(result, seconds=seconds)
+
+    learner = LoggingLearner(60, lambda image, answers: "wrong")
+    learner.gate.clear()
+    with open_run(tmp_path, 60, learner=learner) as run:
+        for _ in range(4):
+            run.answer()
+        run.until(lambda view: view["round"] is not None)
+        while (view := run.session.view(TAB))["current"]["state"] == "ready":
+            run.session.answer(TAB, view["current"]["id"], "right", 3, 1.5)
+        learner.gate.set()
+        run.until_idle()
+    rounds = log[log.index(0) :]
+    assert rounds[: rounds.index(0, 1) + 1] == ([0, 0] if seconds < 1 else [0, 1, 8, 0])
 
 
 def test_a_round_makes_unseen_suggestions_anew(tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 Order = Literal["shuffled", "hardest"]
 _STREAM_SECONDS = 1.0
 """A suggestion that takes longer is shown while it grows."""
+_LONG_ROUND_SECONDS = 4.0
+"""A person who waits for a suggestion gets one before a round that may take longer."""
 _RETRY_SECONDS = 2.0
 """Between two tries to write to a full disk."""
 _MAX_SECONDS = 86_400.0
@@ -148,7 +150,9 @@ class Session:
         self._round: _RunningRound | None = None
         self._model_round, self._model_digest = 0, ""  # of the model in memory
         self._is_round_wanted = self._is_round_first = False
-        self._has_filled = False  # suggestions were made since a round is due
+        # Since a round is due: whether a suggestion was made for the person who waits, and some for the queue.
+        self._has_helped = self._has_filled = False
+        self._round_seconds = 0.0  # of the last round
         self._ending: _Ending | None = None
         self._is_finished = False
         self._record = RunRecord(journal, images, run_dir, options.every)
@@ -460,6 +464,7 @@ class Session:
         record |= {"loss": result.loss, "seconds": round(result.seconds, 3), "end_reason": result.end_reason}
         with self._changed:
             self._model_round, self._model_digest, self._round = job.number, job.digest, None
+            self._round_seconds = result.seconds
             if self._record.compute_digest(self._record.list_answers()) == job.digest:
                 self._is_round_wanted = False  # it was asked for while this one ran
             self._current.queue.discard_texts()
@@ -664,7 +669,10 @@ class Session:
     # Work for the device thread.
 
     def _choose_job(self) -> Job | None:
-        """A round comes once suggestions are in hand, unless the person waits for one anyway."""
+        """A round comes once suggestions are in hand, unless the person waits for one anyway, and for a short round.
+
+        Of a long round a person sees nothing but the suggestions in hand, also if the next one is due at its end.
+        """
         if self._model != "ready":
             return None
         answers = self._record.list_answers()
@@ -672,13 +680,16 @@ class Session:
         is_due = is_due and bool(answers) and self._record.compute_digest(answers) != self._model_digest
         id, tuned = self._current.id, self._model_round > 0
         is_waiting = id is not None and self._wants_text(id)
-        if is_waiting and id is not None and not (is_due and self._ending is None):
+        is_long = self._round_seconds > _LONG_ROUND_SECONDS and not self._is_round_first
+        is_ending = self._ending is not None
+        if is_waiting and id is not None and (not is_due or is_ending or (is_long and not self._has_helped)):
+            self._has_helped = is_due  # once, and once many: a fast person would keep a slow model from learning
             return SuggestJob((self._images.numbers[self._state.suggested[id].image],), "current", tuned)
         if self._ending is not None:
             return self._choose_last_job(self._ending, answers)
         has_enough = is_waiting or self._is_round_first or self._has_filled
         if not (is_due and has_enough) and (missing := self._list_missing(is_due)):
-            self._has_filled = is_due  # once: a fast person would keep a slow model from learning
+            self._has_filled = is_due
             return SuggestJob(tuple(missing), "queue", tuned)
         return self._begin_round(answers) if is_due else None
 
@@ -712,7 +723,7 @@ class Session:
             self._notice = notices.describe_write_error(error)
             self._notify_change()
             return None
-        self._is_round_wanted = self._is_round_first = self._has_filled = False
+        self._is_round_wanted = self._is_round_first = self._has_helped = self._has_filled = False
         self._round = _RunningRound(number, len(answers), time.monotonic())
         return RoundJob(number, tuple(answers), digest)
 
