@@ -24,7 +24,7 @@ document.addEventListener("visibilitychange", () => {
 });
 
 /** An image's text. state: of the suggestion. first: what was there at the beginning. text: what is there now. isTouched:
- *  the user has changed it. keys: key presses. isMend: it changes an answer of before. */
+ *  the user has changed it. keys: key presses. isMend: it changes an earlier answer. */
 export class Entry {
   #seconds = 0;
   #begin = null;

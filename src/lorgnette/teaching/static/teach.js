@@ -179,7 +179,7 @@ const mend = async (entry, text) => {
   if (text === entry.first || await act("mend", { id: entry.id, text })) leaveMend();
 };
 
-/** An answer of before: its words in the field, until they are saved. */
+/** An earlier answer: its words in the field, until they are saved. */
 const openMend = ({ id, image, name, text }) => {
   if (isOther() || store.state.sending) return;
   show(new Entry({ id, image, name, first: text, isMend: true }));
