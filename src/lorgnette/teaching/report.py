@@ -2,8 +2,8 @@
 
     events, images → write_report → report.html
 
-One file without requests, in the frame of the other reports. A function of the journal alone, but for the images that
-it shows.
+One file that loads nothing else, in the frame of the other reports. It follows from the journal alone, but for the
+images that it shows.
 """
 
 import re
@@ -21,7 +21,7 @@ from lorgnette.metrics.labels import count_labels
 from lorgnette.report.html.answer_tables import AnswerSection, build_answer_sections
 from lorgnette.report.html.charts import Axis, Chart, Curve, Points, Tick, build_overlay, format_number
 from lorgnette.report.html.inline_images import InlineImage, inline_images
-from lorgnette.report.html.page import MIN_ALIKE, SIGNS, Facts, flatten_settings
+from lorgnette.report.html.page import MIN_ALIKE, SIGNS, flatten_settings
 from lorgnette.report.html.templates import write_page
 from lorgnette.report.manifest import describe_making
 from lorgnette.report.verdict import LARGE_SHARE, Verdict, VerdictKind
@@ -93,14 +93,12 @@ def write_report(
     *,
     run: Path,
     settings: Mapping[str, object] | None = None,
-    next_steps: Facts = (),
     folders: Sequence[Path] = (),
 ) -> None:
     """Write the report of a run to `path`, and replace what is there.
 
     events: of the journal, in order. run: the run's folder, whose files are listed. settings: may be nested.
-    next_steps: (purpose, command); default: `list_next_steps`. folders: absolute ones that paths on the page lose.
-    Raises LorgnetteError if the events are no journal.
+    folders: absolute ones that paths on the page lose. Raises LorgnetteError if the events are no journal.
     """
     score = compute_score(events)
     verdict = judge_teaching(score)
@@ -144,7 +142,6 @@ def write_report(
         counted=len(score.outcomes),
         window=min(WINDOW, len(score.outcomes)),
         level=f"{LEVEL:.0%}".replace("%", "\u00a0%"),
-        max_seconds=f"{MAX_SECONDS:g}",
         first=cards[0],
         last=cards[1],
         wrong=cards[2],
@@ -152,7 +149,7 @@ def write_report(
         has_blind=score.blind is not None,
         answer_sections=labels,
         rounds=rounds,
-        next_steps=next_steps or list_next_steps(run),
+        next_steps=list_next_steps(run),
         files=[
             (f"{name}/" if (run / name).is_dir() else name, _FILES[name]) for name in _FILES if (run / name).exists()
         ],
@@ -411,7 +408,7 @@ def _list_facts(events: Sequence[Event], images: ImageList, score: Score) -> lis
     """What was taught, in (label, value)."""
     opened = next((event for event in reversed(events) if isinstance(event, Opened)), None)
     finished = next((event for event in reversed(events) if isinstance(event, Finished)), None)
-    skipped = _list_skipped(events)
+    skipped = _count_skipped(events)
     seconds = sum(min(outcome.seconds, MAX_SECONDS) for outcome in (*score.outcomes, *score.blind_outcomes))
     tuned_on = score.rounds[-1].answers if score.rounds else 0
     facts = [
@@ -437,7 +434,7 @@ def _list_facts(events: Sequence[Event], images: ImageList, score: Score) -> lis
     return [*facts, ("Made", describe_making())]
 
 
-def _list_skipped(events: Sequence[Event]) -> int:
+def _count_skipped(events: Sequence[Event]) -> int:
     """How many images a person skipped and did not answer since."""
     image_by_id: dict[str, str] = {}
     skipped: set[str] = set()
