@@ -58,6 +58,7 @@ def serve(listeners: list[Listener]) -> None:
 
 
 def import_all(modules: list[str]) -> None:
+    gc.disable()  # imports leave little to collect, and much to go through
     for module in modules:
         with contextlib.suppress(ImportError):  # of an optional package; the program that needs it will say so
             importlib.import_module(module)
@@ -68,6 +69,7 @@ def import_all(modules: list[str]) -> None:
             with contextlib.suppress(templates.jinja2.UndefinedError):  # it lacks its values, but is compiled
                 templates.render(path.name)
     gc.freeze()  # a collection in a child would copy the pages of all these objects
+    gc.enable()
 
 
 def listen(address: str) -> socket.socket:

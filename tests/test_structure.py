@@ -1,4 +1,5 @@
-"""The package's structure: every module is documented and tested, settings are few, shipped files have an origin."""
+"""The package's structure: every module is documented and tested, settings are few, shipped files have an origin;
+and tests check shapes."""
 
 import ast
 import functools
@@ -6,10 +7,14 @@ import random
 import re
 from pathlib import Path
 
+import jaxtyping
 import PIL.Image
+import pytest
+import torch
 
 from lorgnette import config
 from lorgnette.demo.scenes import draw_scene, sample_scene
+from lorgnette.kernels.swiglu import swiglu_reference
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "lorgnette"
@@ -137,3 +142,12 @@ def test_values_in_printed_commands_are_quoted() -> None:
     assert [text for path in SOURCE.rglob("*.py") for text in find_unquoted_commands(parse(path))] == []
     assert find_unquoted_commands(ast.parse('f"resume it: lorgnette train --resume {path}"'))
     assert not find_unquoted_commands(ast.parse('f"resume it: lorgnette train --resume {quote_word(path)}"'))
+
+
+@pytest.mark.parametrize("test", ["a first test", "the next test"])
+def test_shapes_are_checked_in_every_test(test: str) -> None:
+    """The calls of a test before do not count (conftest.py)."""
+    with pytest.raises(jaxtyping.TypeCheckError):
+        swiglu_reference(torch.zeros(2, 3, 4))
+    for _ in range(20):
+        assert swiglu_reference(torch.zeros(2, 4)).shape == (2, 2), test
