@@ -1,6 +1,7 @@
 """The images that are taught: which files count, in which order, under which names, and what is wrong with them."""
 
 import hashlib
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,17 @@ def test_broken_images_stay_with_words(draw: Draw, photos: Path) -> None:
     assert "cannot be decoded" in images.broken[1]
     assert images.broken[2] == "a web page (HTML or XML), not an image"
     assert all(images.broken.values())
+
+
+def test_a_pipe_and_a_link_to_nothing_are_broken(draw: Draw, photos: Path) -> None:
+    """And nothing waits for the pipe, which would be for ever."""
+    draw("a.png")
+    os.mkfifo(photos / "pipe.png")
+    (photos / "dead.png").symlink_to(photos / "gone.png")
+    images = read_images(photos, "What?")
+    problems = {"dead.png": "image is a link to a file that is missing", "pipe.png": "not an ordinary file"}
+    assert {images.names[number]: problem for number, problem in images.broken.items()} == problems
+    assert [bool(images.hash_image(number)) for number in range(3)] == [True, False, False]
 
 
 def test_a_name_that_is_not_utf8_is_broken_and_can_be_written(draw: Draw, photos: Path) -> None:

@@ -232,6 +232,9 @@ def _check_file(path: Path) -> None:
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
+        if path.is_symlink():
+            message, hint = "image is a link to a file that is missing", "mend the link, or remove it"
+            raise LorgnetteError(message, where=f"{where} → {os.readlink(path)}", hint=hint) from error
         raise _explain_missing(path) from error
     except (OSError, ValueError) as error:  # the name is too long or has a NUL; the folder is not readable
         reason = error.strerror if isinstance(error, OSError) else error

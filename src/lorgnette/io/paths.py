@@ -83,7 +83,7 @@ def find_same_name(path: Path) -> Path | None:
             folder /= match
     except (OSError, ValueError):  # a file in the place of a folder, a folder that cannot be read, a NUL
         return None
-    return folder if missing else None
+    return folder if missing and os.path.exists(folder) else None  # a link may lead nowhere
 
 
 def suggest_path(path: Path, otherwise: str) -> str:

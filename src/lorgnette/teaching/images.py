@@ -64,6 +64,8 @@ class ImageList:
         """The start of the file's SHA-256, as in a run's manifest, read once; "" for a file that cannot be read."""
         if number not in self._hashes:
             try:
+                if not self.paths[number].is_file():  # to open a pipe blocks for ever
+                    return ""
                 self._hashes[number] = hash_image(self.paths[number])
             except OSError:
                 return ""
@@ -217,7 +219,7 @@ def _check_row(row: Row, source: Path, prompt: str) -> Row:
 
 def _leave_out_copies(paths: Sequence[Path]) -> tuple[list[Path], dict[Path, Path]]:
     """The first file of each content, and the other files with the first one that has their bytes."""
-    readable = [path for path in paths if os.access(path, os.R_OK)]
+    readable = [path for path in paths if path.is_file() and os.access(path, os.R_OK)]  # a pipe blocks for ever
     originals = data.map_identical_files(readable)
     firsts: dict[Path, Path] = {}
     copies: dict[Path, Path] = {}
