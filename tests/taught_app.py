@@ -58,7 +58,7 @@ class FakeSession:
         return {
             "id": f"s{number + 1}", "number": number + 1, "image": number, "name": self.names[number], "width": width,
             "height": height, "text": self.text, "state": "ready", "problem": "", "round": 0, "alike": None,
-            "draft": None, "is_review": False, **changes,
+            "tuned_on": 0, "draft": None, "is_review": False, **changes,
         }  # fmt: skip
 
     def move(self, number: int, **changes: Any) -> None:

@@ -156,10 +156,10 @@ def test_enter_takes_and_the_keyboard_alone_is_enough(open_page: Callable[..., A
 
 
 def test_tuned_suggestions_are_not_selected_and_words_changed_are_shown(open_page: Callable[..., Any]) -> None:
-    with open_page(current={"round": 2}, tuned_on=16) as page:
+    with open_page(current={"round": 2, "tuned_on": 16}, tuned_on=24) as page:
         page.wait_for("a.png", SUGGESTION)
-        page.expect(page.view.locator("#source")).to_have_text("Tuned, round 2")
-        page.expect(page.view.locator("#summary")).to_contain_text("tuned on 16")
+        page.expect(page.view.locator("#source")).to_have_text("Tuned on 16 answers")
+        page.expect(page.view.locator("#summary")).to_contain_text("tuned on 24")
         assert page.selection() == [len(SUGGESTION)] * 2
         changes = page.view.locator("#changes")
         page.expect(changes).to_have_text("")
@@ -224,6 +224,10 @@ def test_a_key_stops_a_suggestion_that_grows(open_page: Callable[..., Any]) -> N
     with open_page(current={"text": None, "state": "waiting"}) as page:
         page.expect(page.view.locator("#source")).to_have_text("Suggesting …")
         page.expect(page.field).to_have_js_property("readOnly", value=True)
+        page.expect(page.field).to_have_attribute("placeholder", "Suggesting …, or write it yourself")
+        page.session.change(round={"number": 3, "answers": 24, "seconds": 1.2, "step": 7, "total": 28})
+        page.expect(page.view.locator("#source")).to_have_text("Suggesting after this round …")
+        page.session.change(round=None)
         for text in ("A small", "A small red"):
             page.session.change_current(text=text, state="streaming")
             page.expect(page.field).to_have_value(text)
@@ -277,7 +281,7 @@ def test_while_a_round_runs_the_words_stay(open_page: Callable[..., Any]) -> Non
 def test_a_round_that_fails_is_said_and_tried_again(open_page: Callable[..., Any], kind: str) -> None:
     text = "Round 4 did not finish: loss is not finite. The model of round 3 goes on."
     counts = {"answered": 24, "skipped": 0, "left": 2, "total": 26}
-    notice = {"kind": kind, "text": text, "details": "step 7: <b>nan</b>", "images": []}
+    notice = {"kind": kind, "text": text, "details": "step 7: <b>nan</b>", "images": [], "action": "train"}
     with open_page(notice=notice, counts=counts) as page:
         page.see(text)
         page.view.get_by_text("Details").click()
@@ -285,6 +289,9 @@ def test_a_round_that_fails_is_said_and_tried_again(open_page: Callable[..., Any
         page.button("Try again").click()
         page.session.wait_for_call("train")
         page.wait_for("a.png", SUGGESTION)
+        page.session.change(notice={**notice, "text": "Cannot write: no space.", "action": ""})  # a round does not help
+        page.see("Cannot write: no space.")
+        page.expect(page.button("Try again")).not_to_be_visible()
 
 
 def test_a_model_that_is_lost_leaves_the_field(open_page: Callable[..., Any]) -> None:
@@ -302,16 +309,16 @@ def test_a_model_that_is_lost_leaves_the_field(open_page: Callable[..., Any]) ->
     [
         ("enough", "Right 16 times in a row. Finish and let it caption the other 212?", "finish"),
         ("flat", "More answers no longer help: 11 of 16, before 12. What it still gets wrong:", "finish"),
-        ("unlearned", "The model does not learn this yet.", None),
+        ("unlearned", "The model does not learn this yet.", ""),
     ],
 )
 def test_what_the_answers_came_to_is_said(open_page: Callable[..., Any], kind: str, text: str, action: Any) -> None:
     images = [1, 3] if kind == "flat" else []
-    with open_page(notice={"kind": kind, "text": text, "details": "", "images": images}) as page:
+    with open_page(notice={"kind": kind, "text": text, "details": "", "images": images, "action": action}) as page:
         page.see(text)
         page.expect(page.view.locator("#message-images img")).to_have_count(len(images))
         button = page.view.locator("#message-button")
-        if action is None:
+        if not action:
             page.expect(button).not_to_be_visible()
         else:
             button.click()
@@ -467,7 +474,7 @@ def test_answers_of_before_are_mended(open_page: Callable[..., Any]) -> None:
         page.view.keyboard.type(" Half")
         page.view.keyboard.press("PageUp")
         page.wait_for("wide.png", SUGGESTION)
-        page.expect(page.view.locator("#source")).to_have_text("An answer of before")
+        page.expect(page.view.locator("#source")).to_have_text("An earlier answer")
         page.view.keyboard.press("PageUp")
         page.wait_for("a.png")
         page.view.keyboard.press("PageUp")  # there is none before

@@ -5,6 +5,7 @@ import math
 import random
 import unicodedata
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -22,7 +23,15 @@ from lorgnette.teaching.events import (
     Suggested,
     Undone,
 )
-from lorgnette.teaching.score import Score, compute_kappa, compute_score, count_taken, is_taken
+from lorgnette.teaching.score import (
+    MAX_POINTS,
+    Outcome,
+    Score,
+    compute_kappa,
+    compute_score,
+    count_taken,
+    is_taken,
+)
 
 Z90 = 1.6448536269514722
 
@@ -104,6 +113,15 @@ def test_the_window_is_the_last_sixteen_counted_answers() -> None:
     assert (window.taken, window.count) == (6, 16)  # the first three have left it
     assert (window.low, window.high) == pytest.approx(compute_wilson_by_hand(6, 16), abs=1e-12)
     assert script.score.to_view()["window"]["share"] == 6 / 16
+
+
+def test_the_curve_on_the_page_keeps_its_ends() -> None:
+    outcome = Outcome("s1", "a.png", 0, "A", "A", 1.0, 0, True, 0.0, 0, 1, 1)
+    for count in (1, MAX_POINTS, MAX_POINTS + 1, 3000):
+        answers = [point[0] for point in Score((outcome,) * count).to_view()["curve"]]
+        assert (answers[0], answers[-1], len(answers)) == (1, count, min(count, MAX_POINTS))
+        steps = {after - before for before, after in pairwise(answers)}
+        assert max(steps, default=0) - min(steps, default=0) <= 1
 
 
 def test_each_counted_answer_is_a_point_of_the_curve() -> None:

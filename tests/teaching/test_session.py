@@ -18,7 +18,7 @@ from taught_run import ENOUGH, TAB, FakeLearner, Run, open_images, open_run, tru
 from lorgnette import data
 from lorgnette.errors import LorgnetteError
 from lorgnette.server.api_errors import ApiError
-from lorgnette.teaching import journal, session
+from lorgnette.teaching import journal, run_record, session
 from lorgnette.teaching.events import Answered, Event, Opened, RoundBegun, RoundDone, RoundFailed, Suggested
 from lorgnette.teaching.journal import read_events
 from lorgnette.teaching.learner import Answer, ModelSuggestion, RoundError, RoundResult
@@ -382,7 +382,7 @@ def test_a_round_makes_unseen_suggestions_anew(tmp_path: Path) -> None:
         seen = run.until_asked()
         view = run.until(lambda view: view["tuned_on"] == 4)
         assert view["notice"] == {"kind": "tuned", "text": "Tuned on 4 answers in 0.5 s.",
-                                  "details": "4 steps, loss 0.10", "images": []}  # fmt: skip
+                                  "details": "4 steps, loss 0.10", "images": [], "action": ""}  # fmt: skip
         assert run.session.view(TAB)["current"]["text"] == seen["text"] == f"{seen['image']} after 0"
         next_image = run.session.view(TAB)["next_image"]
         run.answer()
@@ -428,7 +428,13 @@ def test_a_round_that_fails_leaves_the_model_before(tmp_path: Path) -> None:
             run.until_idle()
         view = run.until(lambda view: view["notice"]["kind"] == "failed")
         text = "Round 2 did not finish: step 3: the loss is not finite. The model of round 1 goes on."
-        assert view["notice"] == {"kind": "failed", "text": text, "details": "try again", "images": [1]}
+        assert view["notice"] == {
+            "kind": "failed",
+            "text": text,
+            "details": "try again",
+            "images": [1],
+            "action": "train",
+        }
         assert (view["phase"], view["tuned_on"]) == ("ready", 4)
         run.answer()
         assert run.until_asked()["text"] == "after 4"
@@ -945,6 +951,47 @@ def test_enough_is_told(tmp_path: Path) -> None:
         assert view["counts"]["left"] == int(view["notice"]["text"].split()[-1].rstrip("?"))
 
 
+def test_other_labels_must_have_all_answers(tmp_path: Path) -> None:
+    with open_run(tmp_path, 6, labels=("cat", "dog")) as run:
+        run.session.answer(TAB, "s1", "cat", 0, 1.0)
+    with (
+        pytest.raises(LorgnetteError, match=r"1 of the run's answers are none of the labels: 'cat'"),
+        open_run(tmp_path, 6, labels=("dog", "fox")),
+    ):
+        pass
+    with open_run(tmp_path, 6, labels=("fox", "cat")) as run:
+        assert run.session.view(TAB)["counts"]["answered"] == 1
+
+
+def test_a_disk_that_has_room_again_is_no_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """captions.csv is written once it can be, though nothing else is done; then the notice goes."""
+    monkeypatch.setattr(session, "_RETRY_SECONDS", 0.02)
+    write_captions, is_full = run_record.write_captions, False
+
+    def write(path: Path, rows: Any) -> None:
+        if is_full:
+            raise LorgnetteError("cannot write: No space left on device", where=str(path))
+        write_captions(path, rows)
+
+    monkeypatch.setattr(run_record, "write_captions", write)
+    with open_run(tmp_path, 6) as run:
+        run.answer("one")
+        is_full = True
+        run.answer("two")
+        view = run.until(lambda view: view["notice"] is not None)
+        assert (view["notice"]["text"], view["notice"]["action"]) == ("Cannot write: No space left on device.", "")
+        assert list(read_captions(run.folder).values()) == ["one"]
+        is_full = False
+        run.until(lambda view: view["notice"] is None)
+        assert list(read_captions(run.folder).values()) == ["one", "two"]
+        # What went wrong at the end is told until the end is tried again.
+        is_full = True
+        run.session.finish(TAB)
+        run.until(lambda view: view["phase"] == "finished" and view["notice"] is not None)
+        is_full = False
+        run.until(lambda view: view["notice"] is None)
+
+
 def test_a_report_that_cannot_be_written_ends_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nor does a defect in it: the page leaves the end, and the person can go on."""
     faults: list[BaseException | None] = [
@@ -962,6 +1009,7 @@ def test_a_report_that_cannot_be_written_ends_no_run(tmp_path: Path, capsys: pyt
         view = run.until(lambda view: view["notice"] is not None and "No space" in view["notice"]["text"])
         assert (view["phase"], view["progress"]) == ("ready", None)
         run.session.finish(TAB)
+        assert view["notice"]["action"] == ""
         view = run.until(lambda view: view["phase"] == "failed")
         assert "ZeroDivisionError" in view["notice"]["text"]
         run.session.answer(TAB, view["current"]["id"], "by hand", 1, 1.0)

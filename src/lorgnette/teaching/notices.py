@@ -9,16 +9,18 @@ from lorgnette.teaching.events import RoundDone, RoundFailed
 from lorgnette.teaching.score import WINDOW, Plateau, Share
 
 NoticeKind = Literal["tuned", "not_tuned", "failed", "memory", "unlearned", "enough", "flat"]
+NoticeAction = Literal["", "train", "finish"]
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A sentence or two. details: more, for those who ask. images: their numbers."""
+    """A sentence or two. details: more, for those who ask. images: their numbers. action: what helps; "" is none."""
 
     kind: NoticeKind
     text: str
     details: str = ""
     images: tuple[int, ...] = ()
+    action: NoticeAction = ""
 
     def to_view(self) -> dict[str, Any]:
         """For JSON."""
@@ -45,10 +47,11 @@ def describe_known_answers() -> Notice:
 def describe_failed_round(failed: RoundFailed, good_round: int, images: Sequence[int] = ()) -> Notice:
     """good_round: whose model goes on; 0: the untuned one. images: those the failure is about."""
     if failed.kind == "memory":
-        return Notice("memory", join_sentences(failed.message, failed.hint, "Your answers are safe"))
+        text = join_sentences(failed.message, failed.hint, "Your answers are safe")
+        return Notice("memory", text, action="train")
     goes_on = f"The model of round {good_round} goes on." if good_round else "The untuned model goes on."
     text = f"Round {failed.round} did not finish: {_end(failed.message)} {goes_on}"
-    return Notice("failed", text, failed.hint, tuple(images))
+    return Notice("failed", text, failed.hint, tuple(images), action="train")
 
 
 def describe_lost_model(error: LorgnetteError) -> Notice:
@@ -80,13 +83,13 @@ def describe_enough(share: Share, num_left: int) -> Notice:
         if num_left > 1
         else (" Finish and let it caption the last one?" if num_left else "")
     )
-    return Notice("enough", right + rest)
+    return Notice("enough", right + rest, action="finish")
 
 
 def describe_plateau(flat: Plateau, wrong: Sequence[int]) -> Notice:
     """wrong: numbers of images whose suggestions were changed lately."""
     text = f"More answers no longer help: {flat.taken} of {WINDOW}, before {flat.taken_before}."
-    return Notice("flat", text + (" What it still gets wrong:" if wrong else ""), images=tuple(wrong))
+    return Notice("flat", text + (" What it still gets wrong:" if wrong else ""), images=tuple(wrong), action="finish")
 
 
 def describe_unlearned(done: RoundDone | None = None) -> Notice:

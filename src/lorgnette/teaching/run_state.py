@@ -73,6 +73,8 @@ class RunState:
         self.shown: list[str] = []
         self.reviewed: dict[str, set[str]] = {}
         self.good_round: GoodRound | None = None
+        self.round_answers: dict[int, int] = {}
+        """Round that ended well → how many answers it was trained on."""
         self.num_rounds = 0
         self.needless_rounds: list[int] = []
         self._every = every
@@ -193,6 +195,7 @@ class RunState:
             case RoundDone():
                 digest = self._running.digest if self._running is not None else ""
                 self.good_round = GoodRound(event.round, event.answers, digest)
+                self.round_answers[event.round] = event.answers
                 self._well_trained, self._has_untrained, self._running = self._trained, False, None
             case RoundFailed():
                 self._trained, self._has_untrained, self._running = self._well_trained, True, None

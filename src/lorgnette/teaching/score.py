@@ -52,6 +52,8 @@ are not close either learns nothing."""
 MIN_UNLEARNED = 8
 """Suggestions of the last rounds before it is said that they learn nothing."""
 NUM_WRONG = 6
+MAX_POINTS = 200
+"""Of the curve on the page, which is about 300 pixels wide."""
 
 
 class CurvePoint(NamedTuple):
@@ -278,7 +280,7 @@ class Score:
             "window": None if window is None else window.to_view(),
             "recent": None if recent is None else recent.to_view(),
             "is_edit_first": self.is_edit_first,
-            "curve": [[point.answers, *(round(value, 4) for value in point[1:])] for point in self.curve],
+            "curve": [[point.answers, *(round(value, 4) for value in point[1:])] for point in thin(self.curve)],
             "enough": None if enough is None else enough.to_view(),
             "flat": None if flat is None else {"taken": flat.taken, "before": flat.taken_before, "of": WINDOW},
             "unlearned": self.unlearned,
@@ -420,6 +422,13 @@ def _measure_edits(suggestion: str, answer: str) -> tuple[float, int, int, int]:
     suggested_words, words = tokenize_words(suggestion), tokenize_words(answer)
     edit = normalized_levenshtein(suggestion, answer)
     return edit, levenshtein(suggested_words, words), len(words), len(answer)
+
+
+def thin(curve: Sequence[CurvePoint]) -> Sequence[CurvePoint]:
+    """At most MAX_POINTS of the points, evenly spaced, the first and the last among them."""
+    if len(curve) <= MAX_POINTS:
+        return curve
+    return [curve[index * (len(curve) - 1) // (MAX_POINTS - 1)] for index in range(MAX_POINTS)]
 
 
 def count_taken(taken: Sequence[bool]) -> Share | None:

@@ -60,6 +60,7 @@ _LONG_ROUND_SECONDS = 4.0
 _RETRY_SECONDS = 2.0
 """Between two tries to write to a full disk."""
 _MAX_SECONDS = 86_400.0
+_MAX_SHOWN_ANSWER = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,8 @@ class Session:
         self._model: Literal["loading", "ready", "failed"] = "loading"
         self._progress: _Progress | None = _Progress(f"Reading {options.model}", time.monotonic())
         self._notice: Notice | None = None
+        self._write_notice: Notice | None = None  # of the last file that could not be written
+        self._has_old_captions = False  # captions.csv could not be written
         self._broken = dict(images.broken)
         self._sizes: dict[int, tuple[int, int]] = {}
         self._drafts: dict[str, str] = {}
@@ -327,6 +330,8 @@ class Session:
             if self._ending is not None:
                 return self._version
             self._ending, self._is_finished = _Ending(time.monotonic()), False
+            if self._notice is self._write_notice:
+                self._notice = None
             self._notify_change()
             has_model = self._model == "ready"
         if not has_model:
@@ -398,12 +403,15 @@ class Session:
             while not self._is_closed:
                 if self._record.has_pending:
                     self._retry_write()
+                if self._has_old_captions:
+                    self._write_captions()
                 if self._current.id is None:
                     self._show_next()
                 if not self._record.has_pending and (job := self._choose_job()) is not None:
                     self._job_start, self._is_cut_off = time.monotonic(), False
                     return job
-                self._changed.wait(_RETRY_SECONDS if self._record.has_failed else None)
+                needs_retry = self._record.has_failed or self._has_old_captions
+                self._changed.wait(_RETRY_SECONDS if needs_retry else None)
             return None
 
     def show_text(self, image: int, text: str) -> bool:
@@ -509,14 +517,16 @@ class Session:
         finally:  # also after a defect
             with self._changed:
                 self._ending, self._progress, self._is_finished = None, None, is_finished
-                self._notice = notice or self._notice
                 self._write_captions()
+                if notice is not None:
+                    self._notice = self._write_notice = notice
                 self._notify_change()
 
     # The start.
 
     def _open_run(self) -> None:
         options = self._options
+        self._require_labels()
         opened = Opened(
             t=_read_clock(), folder=str(self._images.source), model=options.model, prompt=options.prompt,
             seed=options.seed, num_images=len(self._images), labels=list(options.labels), version=options.version,
@@ -526,6 +536,17 @@ class Session:
         if self._current.is_review or not 0 < self._current.num_shown < NUM_SPREAD:
             self._write(self._current.build_next(_read_clock()))
         self._write_captions()
+
+    def _require_labels(self) -> None:
+        """Raises LorgnetteError if an answer of the run is none of the labels, of which there may be others now."""
+        labels = self._options.labels
+        others = [(number, text) for number, text in self._record.list_answers() if labels and text not in labels]
+        if others:
+            number, text = others[0]
+            shown = text if len(text) <= _MAX_SHOWN_ANSWER else f"{text[: _MAX_SHOWN_ANSWER - 1]}…"
+            message = f"{len(others)} of the run's answers are none of the labels: {shown!r}"
+            hint = f"name all labels: --labels {','.join(labels)},…; or begin another run: --run {self.run_dir.path}-2"
+            raise LorgnetteError(message, where=self._images.names[number], hint=hint)
 
     def _build_given_events(self) -> list[Event]:
         """The answers from before the run, of images that are not in the journal yet."""
@@ -570,23 +591,39 @@ class Session:
         self._retry_write()
 
     def _retry_write(self) -> None:
+        had_failed = self._record.has_failed
         try:
             self._write([])
         except LorgnetteError as error:
-            self._notice = notices.describe_write_error(error)
-            self._notify_change()
+            self._report_write_error(error)
+            return
+        if had_failed:
+            self._write_captions()
 
     def _write_captions(self) -> None:
+        """Once this works, the disk takes what it refused before."""
         try:
             self._record.write_captions()
         except LorgnetteError as error:
-            self._notice = notices.describe_write_error(error)
+            self._has_old_captions = True
+            self._report_write_error(error)
+            return
+        self._has_old_captions = False
+        if self._notice is not None and self._notice is self._write_notice and not self._record.has_failed:
+            self._notice = None
+            self._notify_change()
+
+    def _report_write_error(self, error: LorgnetteError) -> None:
+        notice = notices.describe_write_error(error)
+        if notice != self._notice:
+            self._notice = self._write_notice = notice
+            self._notify_change()
 
     def _write_round(self, number: int, record: Mapping[str, object]) -> None:
         try:
             self._record.write_round(number, record)
         except LorgnetteError as error:
-            self._notice = notices.describe_write_error(error)
+            self._report_write_error(error)
 
     # Decisions.
 
@@ -663,8 +700,7 @@ class Session:
         try:
             self._write(self._current.build_next(_read_clock()))
         except LorgnetteError as error:
-            self._notice = notices.describe_write_error(error)
-            self._notify_change()
+            self._report_write_error(error)
 
     # Work for the device thread.
 
@@ -720,8 +756,7 @@ class Session:
         try:
             self._write([RoundBegun(t=_read_clock(), round=number, answers=len(answers), digest=digest)])
         except LorgnetteError as error:
-            self._notice = notices.describe_write_error(error)
-            self._notify_change()
+            self._report_write_error(error)
             return None
         self._is_round_wanted = self._is_round_first = self._has_helped = self._has_filled = False
         self._round = _RunningRound(number, len(answers), time.monotonic())
@@ -770,7 +805,8 @@ class Session:
         return {
             "id": id, "number": int(id[1:]), "image": number, "name": suggested.image, "width": width, "height": height,
             "text": text, "state": state, "problem": self._current.find_problem(suggested), "round": suggested.round,
-            "alike": suggested.alike, "draft": self._drafts.get(id), "is_review": self._current.is_review,
+            "tuned_on": self._state.round_answers.get(suggested.round or 0, 0), "alike": suggested.alike,
+            "draft": self._drafts.get(id), "is_review": self._current.is_review,
         }  # fmt: skip
 
     def _describe_text(self, id: str) -> tuple[str, str | None]:

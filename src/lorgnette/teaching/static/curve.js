@@ -29,9 +29,9 @@ export class Curve {
     for (const name of ["pointerleave", "blur"]) plot.addEventListener(name, () => this.#hide());
   }
 
-  /** points: [answers, share, low, high] after each counted answer. */
+  /** points: [answers, share, low, high] after counted answers; of many answers not after each. */
   draw(points) {
-    if (points.length === this.#points.length && this.svg.childElementCount) return;
+    if (points.at(-1)?.[0] === this.#points.at(-1)?.[0] && this.svg.childElementCount) return;
     this.#points = points;
     this.#hide();
     const x = (index) => this.#percent(index) * 10, y = (share) => 1000 - 1000 * share;
@@ -48,7 +48,10 @@ export class Curve {
     this.plot.setAttribute("aria-label", said ? `Share of suggestions taken as they stand: ${said}. Arrow keys show values.` : "No answers counted yet");
   }
 
-  #percent(index) { return this.#points.length > 1 ? (100 * index) / (this.#points.length - 1) : 100; }
+  #percent(index) {
+    const [first, last] = [this.#points[0][0], this.#points.at(-1)[0]];
+    return last > first ? (100 * (this.#points[index][0] - first)) / (last - first) : 100;
+  }
 
   #show(index) {
     this.#index = index;

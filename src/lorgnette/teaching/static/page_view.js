@@ -107,8 +107,8 @@ export class PageView {
     if (view.phase === "finished" && goesOn) return { kind: "tuned", text: "Finished: the report is written, and so are the captions of the other images.", button: "Show", action: "show" };
     if (view.phase === "failed" && !view.notice) return { kind: "failed", text: "The model has stopped: the terminal says why. You can go on writing." };
     if (!view.notice) return { kind: "", text: "" };
-    const { kind, text, details, images } = view.notice;
-    const [button, action] = { failed: ["Try again", "train"], memory: ["Try again", "train"], enough: ["Finish", "finish"], flat: ["Finish", "finish"] }[kind] ?? [];
+    const { kind, text, details, images, action } = view.notice;
+    const button = { train: "Try again", finish: "Finish" }[action];
     const canAct = view.phase === "ready" || view.phase === "finished";
     return { kind, text, details, images, ...(canAct && { button, action }) };
   }
@@ -237,7 +237,7 @@ export class PageView {
     field.hidden = hasLabels || isBroken;
     field.readOnly = Boolean(sending) || isOther || isComing;
     field.parentElement.setAttribute("aria-busy", isComing);
-    field.placeholder = isComing ? "Suggesting …" : "";
+    field.placeholder = isComing ? `${this.#describeWait(view)}, or write it yourself` : "";
     this.#drawLabels(labels);
     byId("labels").hidden = !hasLabels || isBroken;
     byId("labels").disabled = field.readOnly;
@@ -261,12 +261,16 @@ export class PageView {
 
   #isCaption(prompt) { return !prompt.trim() || /caption|describe|coco yes/i.test(prompt); }
 
-  #describeSource({ current, phase }, entry) {
-    if (entry.isMend) return "An answer of before";
+  /** Why there is no suggestion yet: the model does one thing at a time. */
+  #describeWait({ round }) { return round ? "Suggesting after this round …" : "Suggesting …"; }
+
+  #describeSource(view, entry) {
+    const { current, phase } = view;
+    if (entry.isMend) return "An earlier answer";
     if (current.is_review) return "Review: the present answer";
     if (current.alike) return `Like ${current.alike}`;
-    const states = { waiting: "Suggesting …", streaming: "Suggesting …", no_model: phase === "loading" ? "No model yet: write it yourself" : "Without a suggestion", blind: "Without a suggestion, to compare", broken: "" };
-    return states[current.state] ?? (current.round ? `Tuned, round ${current.round}` : "Untuned model");
+    const states = { waiting: this.#describeWait(view), streaming: "Suggesting …", no_model: phase === "loading" ? "No model yet: write it yourself" : "Without a suggestion", blind: "Without a suggestion, to compare", broken: "" };
+    return states[current.state] ?? (current.round ? `Tuned on ${count(current.tuned_on, "answer")}` : "Untuned model");
   }
 
   #drawKeys(hasLabels, isMend, isMac) {
