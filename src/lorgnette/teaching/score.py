@@ -111,14 +111,12 @@ class Effort:
 
     edit: the mean. words_changed: word edits over words of the answers. keys_saved: 1 − key presses over characters of
     the answers; negative if there were more. median_seconds: of those that took at most MAX_SECONDS; None if none did.
-    num_pauses: the others.
     """
 
     edit: float
     words_changed: float
     keys_saved: float
     median_seconds: float | None
-    num_pauses: int
 
     def to_view(self) -> dict[str, Any]:
         """For JSON."""
@@ -451,7 +449,6 @@ def measure_effort(outcomes: Sequence[Outcome]) -> Effort | None:
         words_changed=sum(outcome.word_edits for outcome in outcomes) / max(1, num_words),
         keys_saved=1 - sum(outcome.keys for outcome in outcomes) / max(1, num_characters),
         median_seconds=median(seconds) if seconds else None,
-        num_pauses=len(outcomes) - len(seconds),
     )
 
 

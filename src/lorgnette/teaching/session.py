@@ -3,9 +3,9 @@
     page ── answer, skip, undo, … ──▶ Session ── append ──▶ journal.jsonl ──▶ RunState
     page ◀── view ── Session ◀── suggestions, rounds ── device thread ◀── next_job ── Session
 
-What the page may see is in the journal before: a suggestion's event is on the disk before a view has its text. Only a
-text that still grows is shown earlier; nobody can answer it before its event. captions.csv follows from the journal,
-and is written again after each change. Knows nothing about HTTP and models.
+The journal comes first: a suggestion's event is on the disk before a view has its text. Only a text that still grows
+is shown earlier, and it cannot be answered before its event. captions.csv follows from the journal, and is written
+again after each change. Knows nothing about HTTP and models.
 """
 
 import threading
@@ -60,13 +60,14 @@ _LONG_ROUND_SECONDS = 4.0
 _RETRY_SECONDS = 2.0
 """Between two tries to write to a full disk."""
 _MAX_SECONDS = 86_400.0
+"""Of an answer: a page may be open for days."""
 _MAX_SHOWN_ANSWER = 60
 
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
     """model: its title. given: image's name → an answer from before the run. every: answers between two rounds after
-    the first two. blind: every so manyth image is shown without its suggestion; 0: none. reviewer: who reviews; None:
+    the first two. blind: of so many images, one is shown without its suggestion; 0: none. reviewer: who reviews; None:
     no review. commands: what the user can run afterwards. write_report: called with all events at the end.
     """
 
@@ -86,7 +87,7 @@ class SessionOptions:
 
 @dataclass(eq=False, slots=True)
 class _Ending:
-    """The end of a run, in work. rest: images to caption; None: not listed yet. texts: image → (text, surety)."""
+    """What Finish has done so far. rest: images to caption; None: not listed yet. texts: image → (text, surety)."""
 
     start: float
     has_tried_round: bool = False
