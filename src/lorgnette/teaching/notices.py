@@ -28,24 +28,25 @@ class Notice:
 
 
 def describe_round(done: RoundDone) -> Notice:
-    """Its numbers."""
+    """Say on how many answers a good round trained. details: its steps and loss."""
     steps = f"{done.steps} step{'s' * (done.steps != 1)}, loss {done.loss:.2f}"
     return Notice("tuned", f"Tuned on {_count(done.answers)} in {done.seconds:.1f} s.", steps)
 
 
 def describe_needless_round(num_answers: int) -> Notice:
-    """All of these answers were right."""
+    """Say why a round that was due is left out: all of these answers were right."""
     last = "last answer was" if num_answers == 1 else f"last {num_answers} were all"
     return Notice("not_tuned", f"The {last} right: not tuned.")
 
 
 def describe_known_answers() -> Notice:
-    """A round would learn what the model has learned."""
+    """Say why a round that was asked for is left out: the model has been trained on all answers."""
     return Notice("not_tuned", "Nothing is new since the last round: not tuned.")
 
 
 def describe_failed_round(failed: RoundFailed, good_round: int, images: Sequence[int] = ()) -> Notice:
-    """good_round: whose model goes on; 0: the untuned one. images: those the failure is about."""
+    """Say why a round failed, and which model goes on. good_round: whose it is; 0: the untuned one. images: those that
+    the failure is about."""
     if failed.kind == "memory":
         text = join_sentences(failed.message, failed.hint, "Your answers are safe")
         return Notice("memory", text, action="train")
@@ -55,24 +56,24 @@ def describe_failed_round(failed: RoundFailed, good_round: int, images: Sequence
 
 
 def describe_lost_model(error: LorgnetteError) -> Notice:
-    """No suggestions any more; the person can go on."""
+    """Say that there are no suggestions any more, and that the person can go on."""
     text = f"The model has stopped: {_end(error.message)} You can go on writing; your answers are safe."
     return Notice("failed", text, " · ".join(part for part in (error.where, error.hint) if part))
 
 
 def describe_missing_suggestion(error: LorgnetteError, *, is_memory: bool) -> Notice:
-    """One image without a suggestion."""
+    """Say why one image has no suggestion."""
     text = f"No suggestion for this image: {_end(error.message)}"
     return Notice("memory" if is_memory else "failed", text, error.hint or "")
 
 
 def describe_write_error(error: LorgnetteError) -> Notice:
-    """The disk takes no more."""
+    """Say what the disk did not take."""
     return Notice("failed", join_sentences(error.message, error.hint), error.where or "")
 
 
 def describe_enough(share: Share, num_left: int) -> Notice:
-    """share: of the last answers. num_left: images that have no answer."""
+    """Say that the model is right often enough. share: of the last answers. num_left: images that have no answer."""
     right = (
         f"Right {share.taken} times in a row."
         if share.taken == share.count
@@ -87,13 +88,13 @@ def describe_enough(share: Share, num_left: int) -> Notice:
 
 
 def describe_plateau(flat: Plateau, wrong: Sequence[int]) -> Notice:
-    """wrong: numbers of images whose suggestions were changed lately."""
+    """Say that more answers no longer help. wrong: numbers of images whose suggestions were changed lately."""
     text = f"More answers no longer help: {flat.taken} of {WINDOW}, before {flat.taken_before}."
     return Notice("flat", text + (" What it still gets wrong:" if wrong else ""), images=tuple(wrong), action="finish")
 
 
 def describe_unlearned(done: RoundDone | None = None) -> Notice:
-    """The last rounds learned nothing. done: the one that has just ended."""
+    """Say that the last rounds learned nothing. done: the one that has just ended."""
     text = "It does not learn this yet: hardly any suggestion of the last rounds was taken."
     if done is not None:
         text = f"{describe_round(done).text} {text}"

@@ -47,8 +47,8 @@ distance fell by less than this fraction."""
 CLOSE_EDIT = 0.3
 """Suggestions with a smaller edit distance are close to what the person writes, though few are taken as they stand."""
 FEW_TAKEN = 0.2
-"""With a smaller share, and close suggestions, the edit distance says more than the share. A model whose suggestions
-are not close either learns nothing."""
+"""With a smaller share, the edit distance says more than the share if the suggestions are close. If they are not, the
+model learns nothing."""
 MIN_UNLEARNED = 8
 """Suggestions of the last rounds before it is said that they learn nothing."""
 NUM_WRONG = 6

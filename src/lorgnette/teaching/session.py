@@ -639,9 +639,7 @@ class Session:
         try:
             return self._parse_answer(text)
         except LorgnetteError as error:
-            message = " ".join(
-                filter(None, (error.message, error.hint and f"{error.hint[:1].upper()}{error.hint[1:]}."))
-            )
+            message = notices.join_sentences(error.message, error.hint)
             raise ApiError(400, message, param="text", code="no_answer") from None
 
     def _parse_answer(self, text: str) -> str:
