@@ -110,7 +110,7 @@ def teach(
     console: Console | None = None,
     **values: Any,
 ) -> TeachHandle | None:
-    """Show image after image on a page with the model's answer, and train the model on what a person makes of it.
+    """Show images with the model's answers on a page, and train the model on a person's corrections.
 
         lorgnette.teach("photos", model="Qwen2-VL-2B-Instruct", prompt="What is it?")
         lorgnette.teach("demo")

@@ -1,4 +1,4 @@
-"""What a person typed → an answer: one spelling of each character, no blanks around it, a label if there are labels."""
+"""What a person typed → an answer: one spelling of each character, no blanks around it. And texts → labels."""
 
 import re
 import unicodedata

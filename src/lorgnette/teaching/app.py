@@ -1,4 +1,4 @@
-"""The ASGI app of `teach`: the page, its images, the state that it waits for, and what the user does, behind the guard.
+"""The ASGI app of `teach`, behind the guard: the page, its images, its state, and what the user does.
 
 GET /state?tab=T&after=V  the state once its version is above V, or after WAIT_SECONDS
 GET /image/7?side=192     image 7, 2048 pixels at most without `side`

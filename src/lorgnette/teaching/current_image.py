@@ -55,7 +55,7 @@ class CurrentImage:
             self._to_review = [name for name in self._to_review if name != event.image]
 
     def find_problem(self, suggested: Suggested) -> str:
-        """Why the image cannot be shown; "" if it can, and in a review, where the answer alone can be looked at."""
+        """Why the image cannot be shown; "" if it can. "" in a review: there the answer alone can be looked at."""
         number = self._record.images.numbers.get(suggested.image)
         return "" if self.is_review or number is None else self._broken.get(number, "")
 
@@ -107,7 +107,8 @@ class CurrentImage:
         return [Suggested(t=now, id=id, image=name, sha=sha, round=None, pick="review", text=answers[name])]
 
     def _list_waiting(self) -> list[str]:
-        """What was shown and can be answered now, the current one last. Some may be of another reading of the run."""
+        """What was shown and can be answered now, the current one last. A review leaves out what waits for a first
+        answer, and the other way round."""
         return [id for id in self._record.state.shown if self._is_here(id)]
 
     def _is_here(self, id: str) -> bool:

@@ -1,4 +1,4 @@
-"""The thread that uses the model of a `teach` run: it opens it, suggests and trains as asked, and closes it."""
+"""The thread that uses the model of a `teach` run: it opens the learner, suggests, trains, and closes it."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""The events of a `teach` run: a line of JSON for each in journal.jsonl, in the order in which they happened.
+"""The events of a `teach` run: lines of JSON in journal.jsonl, in the order in which they happened.
 
     {"t": 1795836008.1, "event": "suggested", "id": "s41", "image": "a/b.jpg", "sha": "9f3…", "round": 3, …}
     {"t": 1795836014.3, "event": "answered", "id": "s41", "text": "A big …", "seconds": 6.2, "keys": 5, "counts": true}

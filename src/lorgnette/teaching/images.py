@@ -1,4 +1,4 @@
-"""The images that are taught: found in a folder or named by a data file, checked by their headers, each content once.
+"""The images that are taught: of a folder or a data file, checked by their headers, each content once.
 
 Knows nothing about models and answers. IMAGES is only read.
 """
@@ -61,7 +61,7 @@ class ImageList:
         return {**self.copies, **{name: number for number, name in enumerate(self.names)}}
 
     def hash_image(self, number: int) -> str:
-        """The start of the file's SHA-256, as in a run's manifest, read once; "" for a file that cannot be read."""
+        """The start of the file's SHA-256, as in a run's manifest. "" for a file that cannot be read."""
         if number not in self._hashes:
             try:
                 if not self.paths[number].is_file():  # to open a pipe blocks for ever
@@ -99,12 +99,11 @@ class ImageList:
 
 
 def read_images(source: Path, prompt: str, *, keeps_shape: bool = False) -> ImageList:
-    """The images in a folder and the folders below, in the order that people count; an image; or those of a data file
-    whose rows have one image each and no answer.
+    """Find the images of a folder and the folders below, in the order that people count.
 
-    prompt: the question if the data has none. keeps_shape: whether the model gets images in their own shape, which must
-    not be too narrow then. Raises LorgnetteError where no image is found, and UsageError for data that cannot be
-    taught.
+    source: the folder; an image; or a data file whose rows have one image each and no answer. prompt: the question if
+    the data has none. keeps_shape: whether the model gets images in their own shape, which must not be too narrow then.
+    Raises LorgnetteError where no image is found, and UsageError for data that cannot be taught.
     """
     remarks: list[str] = []
     shown, source = source, Path(os.path.abspath(source))

@@ -158,7 +158,7 @@ def write_report(
 
 
 def list_next_steps(run: Path) -> list[tuple[str, str]]:
-    """(purpose, command) of what a person can do with a taught run; what needs an adapter only if it has one."""
+    """(purpose, command) of what a person can do with a run. What needs an adapter is listed only if it has one."""
     steps = [
         ("Ask it about another image, beside the model before", ("predict", "IMAGE", "--adapter", run, "--both")),
         ("Ask both on a page, or from another program", ("serve", run)),

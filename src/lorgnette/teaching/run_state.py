@@ -1,4 +1,4 @@
-"""What the events of a `teach` run amount to: answers, what is shown and what was done, when a round is due.
+"""What the events of a `teach` run amount to: answers, decisions, what is shown, when a round is due.
 
     state.apply(event), event by event: the same for a run that goes on and for one that is read again
 

@@ -404,8 +404,7 @@ def _judge(text: str, round: int, suggested: Suggested, event: Answered) -> Outc
         event.text,
         event.seconds,
         event.keys,
-        is_taken(text, event.text),
-        *_measure_edits(normalize_text(text), normalize_text(event.text)),
+        *_compare_texts(text, event.text),
     )
 
 
@@ -415,11 +414,12 @@ def is_taken(suggestion: str, answer: str) -> bool:
 
 
 @lru_cache(maxsize=20_000)
-def _measure_edits(suggestion: str, answer: str) -> tuple[float, int, int, int]:
-    """(edit, word edits, words, characters) of normalized texts. Cached: a page asks after each answer."""
+def _compare_texts(suggestion: str, answer: str) -> tuple[bool, float, int, int, int]:
+    """(taken, edit, word edits, words, characters). Cached: all are counted after each answer."""
+    suggestion, answer = normalize_text(suggestion), normalize_text(answer)
     suggested_words, words = tokenize_words(suggestion), tokenize_words(answer)
     edit = normalized_levenshtein(suggestion, answer)
-    return edit, levenshtein(suggested_words, words), len(words), len(answer)
+    return suggestion == answer, edit, levenshtein(suggested_words, words), len(words), len(answer)
 
 
 def thin(curve: Sequence[CurvePoint]) -> Sequence[CurvePoint]:
@@ -431,10 +431,13 @@ def thin(curve: Sequence[CurvePoint]) -> Sequence[CurvePoint]:
 
 def count_taken(taken: Sequence[bool]) -> Share | None:
     """The share of these flags that are set, with its interval; None without flags."""
-    if not taken:
-        return None
-    low, high = compute_wilson_interval(sum(taken) / len(taken), len(taken), LEVEL)
-    return Share(sum(taken), len(taken), low, high)
+    return _compute_share(sum(taken), len(taken)) if taken else None
+
+
+@lru_cache(maxsize=1000)
+def _compute_share(taken: int, count: int) -> Share:
+    """Cached: a curve has one for each answer."""
+    return Share(taken, count, *compute_wilson_interval(taken / count, count, LEVEL))
 
 
 def measure_effort(outcomes: Sequence[Outcome]) -> Effort | None:

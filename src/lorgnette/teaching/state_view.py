@@ -17,7 +17,7 @@ class StateView:
         self._last_score: tuple[Score, dict[str, Any]] | None = None
 
     def may_undo(self, id: str) -> bool:
-        """Whether what was done about a suggestion can be taken back: it is of this kind of reading of the run."""
+        """Whether a decision can be taken back: in a review that of this reviewer, else that of the one who teaches."""
         decision, pick = self._record.state.decisions[id], self._record.state.suggested[id].pick
         if pick == "given" or (pick == "review") != self._current.is_review or self._record.find_number(id) is None:
             return False
