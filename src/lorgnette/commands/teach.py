@@ -62,10 +62,10 @@ class TeachHandle:
     url: the page, with its token. run: its adapter, answers and report are in this folder.
     """
 
-    def __init__(self, url: str, run: Run, server: HttpServer, stack: ExitStack, say_end: Callable[[], None]) -> None:
-        """stack: ends everything that belongs to the page, when it is closed; say_end is called after that."""
+    def __init__(self, url: str, run: Run, server: HttpServer, stack: ExitStack, print_end: Callable[[], None]) -> None:
+        """stack: ends everything that belongs to the page, when it is closed; print_end is called after that."""
         self.url, self.run = url, run
-        self._server, self._stack, self._say_end = server, stack, say_end
+        self._server, self._stack, self._print_end = server, stack, print_end
         self._is_stopped = False
 
     def __repr__(self) -> str:
@@ -87,7 +87,7 @@ class TeachHandle:
         if not self._is_stopped:
             self._is_stopped = True
             self._stack.close()
-            self._say_end()
+            self._print_end()
 
 
 def teach(
@@ -156,7 +156,7 @@ def teach(
         search = partial(task.images.find_look_alikes, lambda: session.is_closed)
         threading.Thread(target=search, name="look-alikes", daemon=True).start()
         stack.callback(_end_thread, DeviceThread(session, task.learner), terminal)
-        stack.callback(server.stop)  # first of all: nobody may answer any more
+        stack.callback(server.stop)  # called first: nobody may answer any more
 
         if host == "127.0.0.1" and port is None and guard.port != DEFAULT_PORT:
             terminal.warn(f"port       {DEFAULT_PORT} is taken; this is {guard.port}")
@@ -168,8 +168,8 @@ def teach(
         until = "Ctrl-C" if block else "`stop` is called"
         text = f"in {time.monotonic() - start:.1f} s, until {until}; the model is read meanwhile"
         terminal.print_result(f"ready      {text}")
-        say_end = partial(_print_end, terminal, writer, task.command)
-        handle = TeachHandle(guard.page_url, Run(run_dir.path), server, stack.pop_all(), say_end)
+        print_end = partial(_print_end, terminal, writer, task.command)
+        handle = TeachHandle(guard.page_url, Run(run_dir.path), server, stack.pop_all(), print_end)
     if not block:
         return handle
     try:
@@ -181,7 +181,7 @@ def teach(
 
 @dataclass(frozen=True)
 class _Task:
-    """What is taught, all of it checked; the run has no file yet. command: goes on with it."""
+    """What is taught, all of it checked; the run has no file yet. command: the one that goes on with the run."""
 
     run: TeachRun
     settings: Settings
@@ -193,7 +193,7 @@ class _Task:
 
 
 def _prepare(words: "_Words", given: Settings, labels: str | Sequence[str] | None, terminal: Terminal) -> _Task:
-    """Raises LorgnetteError for what is wrong with images, settings, answers from before and the run."""
+    """Read and check all that the command names. Raises LorgnetteError for images, settings, answers and the run."""
     run, source = _find_run(words, given)
     settings = inherit_settings(given, terminal) if run.settings is None else merge_settings(run, given)
     if words.is_demo:
@@ -267,7 +267,7 @@ class _ResultWriter:
         )  # fmt: skip
 
     def write_last(self) -> None:
-        """When the page is closed: the report of what there is, if there is something."""
+        """Write the report when the page is closed, if there are answers."""
         if self.num_answers:
             self.write(self._journal.events)
 
@@ -282,7 +282,7 @@ def name_source(source: Path) -> str:
 
 
 def _check_options(every: int, blind: int, order: str, review: str | None) -> None:
-    """Raises UsageError."""
+    """Raises UsageError for a value that is out of range."""
     if every < 1:
         raise UsageError("no number of answers", where=f"--every {every}", hint="1 or more; 8 is usual")
     if blind < 0 or blind == 1:
@@ -295,7 +295,7 @@ def _check_options(every: int, blind: int, order: str, review: str | None) -> No
 
 
 def _build_guard(host: str, port: int, allow_host: str | Sequence[str]) -> GuardSettings:
-    """There is no API here: a random key closes what is none, and the page's token is for people."""
+    """People come with the page's token. There is no API: where a key is needed, nobody knows it."""
     key = "" if is_loopback(host) and not allow_host else secrets.token_urlsafe(32)
     return GuardSettings.from_options(host, port, key, allow_host)
 

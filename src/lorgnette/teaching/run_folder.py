@@ -47,8 +47,10 @@ _NEW = {"config.yaml", "manifest.json", ".lock", IMAGES_FOLDER}
 
 @dataclass(frozen=True)
 class TeachRun:
-    """settings and source (an absolute path) are those of a run that goes on; None for a new one. opened: how it was
-    opened last."""
+    """A run to begin or to go on with. settings, source, opened: of a run that goes on; None for a new one.
+
+    source: its images, as an absolute path. opened: how it was opened last.
+    """
 
     run_dir: RunDir
     settings: Settings | None = None
@@ -99,7 +101,7 @@ def _is_new(path: Path) -> bool:
 
 
 def check_settings(given: Settings, terminal: Terminal) -> None:
-    """Raises UsageError for a setting that has no meaning here; of a recipe's it only warns."""
+    """Refuse a setting that has no meaning here with a UsageError; warn of one that a recipe has."""
     named = [name for name in _UNUSED if name in given.sources and given.sources[name] not in RECIPES]
     for name in named:
         if given.sources[name] in (COMMAND_LINE, "arguments"):
@@ -110,10 +112,10 @@ def check_settings(given: Settings, terminal: Terminal) -> None:
 
 
 def merge_settings(run: TeachRun, given: Settings) -> Settings:
-    """The settings of a run that goes on, with those given settings that only the machine needs.
+    """Take from the given settings of a run that goes on those that only the machine needs.
 
-    One run has one score, which means nothing if the model or the question changes on the way: a given setting that
-    differs raises UsageError. What is not given stays as it was.
+    One run has one score, which means nothing if the model or the question changes on the way. So another given setting
+    that differs raises UsageError. What is not given stays as it was.
     """
     assert run.settings is not None
     kept, wanted = _list_values(run.settings), _list_values(_make_portable(given))

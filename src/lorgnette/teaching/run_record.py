@@ -15,7 +15,7 @@ _MAX_NAMED = 3
 
 
 class RunRecord:
-    """Writes events, and knows images by their numbers. For one thread at a time.
+    """Writes events and what follows from them, and knows images by their numbers. For one thread at a time.
 
     state: what the events amount to. has_failed: the disk did not take the last events. The answers of images that are
     gone stay in the state, and nothing here lists them.
