@@ -414,12 +414,15 @@ def test_a_shortage_has_figures_of_the_gpu(learner: Learner, monkeypatch: pytest
     assert learner._measure_shortage(rows) == ""
     assert learner._model is not None
     monkeypatch.setattr(learner._model.setup.features, "device", torch.device("cuda"))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (GIB // 2, GIB))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: GIB // 5)
+    free = GIB // 100
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: GIB // 50)
     text = learner._measure_shortage(rows)
     needed = float(text.split(" GiB are needed")[0].split()[-1])
     assert 0 < needed < 1
-    assert text.endswith("in all, 0.7 GiB are there")
+    assert text.endswith("in all, 0.0 GiB are there")
+    free = GIB
+    assert learner._measure_shortage(rows) == ""  # there is enough, though it could not be had
 
 
 def test_broken_images_come_back_by_their_index(

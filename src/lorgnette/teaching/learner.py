@@ -413,7 +413,8 @@ class Learner:
         model.setup.release_memory()
 
     def _measure_shortage(self, rows: EncodedRows) -> str:
-        """What a step of the longest row needs of the GPU's memory, and what is there; "" without a GPU."""
+        """What a step of the longest row needs of the GPU's memory, and what is there; "" if that is no shortage, and
+        without a GPU."""
         from lorgnette.device import measure_available_bytes
         from lorgnette.engine.loading import FastModel
 
@@ -426,6 +427,8 @@ class Learner:
         engine: EngineName = "fast" if isinstance(setup.model, FastModel) else "reference"
         workload = Workload.from_settings(self._settings, config, engine, largest, [], setup.data.grids)
         needed, free = predict_memory(workload).peak_bytes, measure_available_bytes(device)
+        if needed <= free:  # it is in pieces, or another process had it
+            return ""
         return f"; about {needed / GIB:.1f} GiB are needed in all, {free / GIB:.1f} GiB are there"
 
     def _explain_loss(self, error: "NotFiniteError", answers: Sequence[Answer]) -> RoundError:
