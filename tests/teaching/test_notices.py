@@ -43,8 +43,11 @@ def test_errors() -> None:
     assert (lost.details, lost.action) == ("model/ · get them again", "")
     full = notices.describe_write_error(error)
     assert (full.text, full.action) == ("Weights are cut off. Get them again.", "")
-    assert notices.describe_missing_suggestion(error, is_memory=True).kind == "memory"
-    assert notices.describe_missing_suggestion(error, is_memory=False).kind == "failed"
+    for is_memory, kind in ((True, "memory"), (False, "failed")):
+        missing = notices.describe_missing_suggestion("a/b.png", error, is_memory=is_memory)
+        assert (missing.kind, missing.text, missing.action) == (
+            kind, "No suggestion for a/b.png: weights are cut off.", ""
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(

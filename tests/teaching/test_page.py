@@ -628,6 +628,19 @@ def test_every_state_is_fit_to_look_at(open_page: Callable[..., Any]) -> None:
         page.button("Show").click()
         page.expect(page.view.locator("#finished-text")).to_be_visible()
         check_look(page.page)
+        page.session.change(phase="ready", round={"number": 3, "answers": 24, "seconds": 1.2, "step": 7, "total": 28})
+        page.session.text = None
+        page.session.move(4, state="waiting")
+        page.expect(page.field).to_have_js_property("readOnly", value=True)
+        check_look(page.page)
+        page.session.change(round=None, labels=["cat", "donaudampfschifffahrt" * 3])
+        page.session.move(5, text="Cat.")
+        page.expect(page.view.locator("#labels :checked")).to_have_value("cat")
+        check_look(page.page)
+        page.session.owner = "another"
+        page.session.change()
+        page.see("Open in another tab.")
+        check_look(page.page)
 
 
 def test_texts_and_names_are_text_in_any_direction(open_page: Callable[..., Any]) -> None:

@@ -61,9 +61,9 @@ def describe_lost_model(error: LorgnetteError) -> Notice:
     return Notice("failed", text, " · ".join(part for part in (error.where, error.hint) if part))
 
 
-def describe_missing_suggestion(error: LorgnetteError, *, is_memory: bool) -> Notice:
+def describe_missing_suggestion(name: str, error: LorgnetteError, *, is_memory: bool) -> Notice:
     """Say why one image has no suggestion."""
-    text = f"No suggestion for this image: {_end(error.message)}"
+    text = f"No suggestion for {name}: {_end(error.message)}"
     return Notice("memory" if is_memory else "failed", text, error.hint or "")
 
 

@@ -198,9 +198,11 @@ class Score:
     @property
     def curve(self) -> list[CurvePoint]:
         """A point for each counted answer."""
-        taken = self.taken
-        points = []
-        for end in range(1, len(taken) + 1):
+        return self._build_curve(range(1, len(self.outcomes) + 1))
+
+    def _build_curve(self, ends: Iterable[int]) -> list[CurvePoint]:
+        taken, points = self.taken, list[CurvePoint]()
+        for end in ends:
             share = count_taken(taken[max(0, end - WINDOW) : end])
             if share is not None:
                 points.append(CurvePoint(end, share.value, share.low, share.high))
@@ -273,12 +275,13 @@ class Score:
     def to_view(self) -> dict[str, Any]:
         """For JSON. What has no value yet is null."""
         window, recent, enough, flat = self.window, self.recent, self.enough, self.flat
+        ends = _choose_ends(len(self.outcomes))
         return {
             "counted": len(self.outcomes),
             "window": None if window is None else window.to_view(),
             "recent": None if recent is None else recent.to_view(),
             "is_edit_first": self.is_edit_first,
-            "curve": [[point.answers, *(round(value, 4) for value in point[1:])] for point in thin(self.curve)],
+            "curve": [[end, *(round(value, 4) for value in point)] for end, *point in self._build_curve(ends)],
             "enough": None if enough is None else enough.to_view(),
             "flat": None if flat is None else {"taken": flat.taken, "before": flat.taken_before, "of": WINDOW},
             "unlearned": self.unlearned,
@@ -422,11 +425,11 @@ def _compare_texts(suggestion: str, answer: str) -> tuple[bool, float, int, int,
     return suggestion == answer, edit, levenshtein(suggested_words, words), len(words), len(answer)
 
 
-def thin(curve: Sequence[CurvePoint]) -> Sequence[CurvePoint]:
-    """At most MAX_POINTS of the points, evenly spaced, the first and the last among them."""
-    if len(curve) <= MAX_POINTS:
-        return curve
-    return [curve[index * (len(curve) - 1) // (MAX_POINTS - 1)] for index in range(MAX_POINTS)]
+def _choose_ends(count: int) -> Sequence[int]:
+    """At most MAX_POINTS of the numbers 1 … count, evenly spaced, the first and the last among them."""
+    if count <= MAX_POINTS:
+        return range(1, count + 1)
+    return [1 + index * (count - 1) // (MAX_POINTS - 1) for index in range(MAX_POINTS)]
 
 
 def count_taken(taken: Sequence[bool]) -> Share | None:

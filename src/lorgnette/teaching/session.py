@@ -452,7 +452,9 @@ class Session:
             self._without_suggestion.add(image)
             self._current.queue.refuse(image)
             self._receive_rest(image, None)
-            self._notice, self._stream = notices.describe_missing_suggestion(error, is_memory=is_memory), None
+            name = self._images.names[image]  # it may be one that comes later
+            self._notice = notices.describe_missing_suggestion(name, error, is_memory=is_memory)
+            self._stream = None
             self._notify_change()
 
     def show_step(self, step: int, total: int, _loss: float) -> None:
