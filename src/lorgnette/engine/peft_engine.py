@@ -7,6 +7,7 @@ A model with a recurrence reads past the end of an example in a packed row. Its 
 similar length in one call.
 """
 
+import logging
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -173,6 +174,7 @@ def load_base_model(checkpoint: BaseCheckpoint, device: torch.device, dtype: tor
 
     transformers.utils.logging.set_verbosity_error()  # its messages about loading are replaced by `info` below
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it warns of a kernel it lacks
     options: dict[str, Any] = {"device_map": {"": device} if device.type != "cpu" else None}
     if checkpoint.quantization is not None:
         options = build_loading_options(checkpoint, device, dtype)
