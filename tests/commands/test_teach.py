@@ -172,7 +172,7 @@ def test_one_process_at_a_time(open_page: Any) -> None:
         ("photos", {"epochs": 0}, ["train.epochs = 0"]),
         ("photos", {"nonsense": 1}, ["nonsense"]),
         ("photos", {"holdout": 4}, ["`teach` does not use data.holdout"]),
-        ("photos", {"labels": "cat"}, ["1 labels"]),
+        ("photos", {"labels": "cat"}, ["2 to 1000 labels are possible, not 1"]),
         ("photos", {"captions": "odd.csv"}, ["gone.png"]),
         ("photos", {"captions": "old.csv", "labels": "cat,dog"}, ["'one' is no label"]),
         ("photos", {"every": 0}, ["--every 0"]),

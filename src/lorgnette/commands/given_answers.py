@@ -29,7 +29,7 @@ def read_labels(given: str | Sequence[str] | None) -> tuple[str, ...]:
             raise UsageError("a label comes twice", where=f"{other} and {label}", hint="name each once")
     if not 2 <= len(labels) <= _MAX_LABELS:
         hint = "write them with commas, as in cat,dog, or name a file with one a line"
-        raise UsageError(f"{len(labels)} labels, not 2 to {_MAX_LABELS}", where=where, hint=hint)
+        raise UsageError(f"2 to {_MAX_LABELS} labels are possible, not {len(labels)}", where=where, hint=hint)
     return tuple(labels)
 
 
