@@ -22,8 +22,10 @@ _NUM_PORTS = 100
 _KEEP_ALIVE_SECONDS = 75
 """How long a client's idle connection stays open: longer than clients keep theirs, or they would write to a closed
 one."""
-_MAX_CONNECTIONS, _BACKLOG = 1000, 64
-"""Open connections, as far as the process may have that many files; and those that may wait until they are accepted."""
+_MAX_CONNECTIONS = 1000
+"""Open connections. Fewer if the process may not open twice as many files."""
+_BACKLOG = 64
+"""Connections that wait until they are accepted."""
 _STOP_SECONDS = 5
 """How long open answers may take to end with an error."""
 
@@ -141,9 +143,9 @@ class HttpServer:
 
 
 class _Connection(H11Protocol):
-    """A connection of which there are not too many: one that sends no whole request makes way for a new one.
+    """A connection. If there are too many, the one that has sent no whole request for longest is closed for a new one.
 
-    Otherwise clients that open connections and say nothing keep everybody else out.
+    Otherwise clients that open connections and send nothing keep everybody else out.
     """
 
     _since = 0.0
@@ -169,7 +171,7 @@ class _Connection(H11Protocol):
 
 
 def _limit_connections() -> int:
-    """Images that are read and models need files too."""
+    """The most open connections: half of the files that the process may open. Images and models need files too."""
     num_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _MAX_CONNECTIONS if num_files == resource.RLIM_INFINITY else min(_MAX_CONNECTIONS, num_files // 2)
 

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from dataclasses import MISSING, asdict, dataclass, fields
+from functools import cache
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -156,8 +157,19 @@ class Finished(BaseEvent):
     suggestions: int
 
 
-_PersonEvent = Opened | Suggested | Answered | Mended | Reviewed | Skipped | Undone
-Event = _PersonEvent | RoundBegun | RoundDone | RoundFailed | Finished
+Event = (
+    Opened
+    | Suggested
+    | Answered
+    | Mended
+    | Reviewed
+    | Skipped
+    | Undone
+    | RoundBegun
+    | RoundDone
+    | RoundFailed
+    | Finished
+)
 EVENT_NAMES: dict[type, str] = {
     kind: re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower() for kind in get_args(Event)
 }
@@ -187,15 +199,10 @@ def parse_event(line: str | bytes) -> Event:
     return event
 
 
+@cache
 def _list_fields(kind: type) -> tuple[dict[str, Any], list[str]]:
     """(name → type, the names without a default)"""
-    if kind not in _FIELDS:
-        required = [field.name for field in fields(kind) if field.default is MISSING]
-        _FIELDS[kind] = (get_type_hints(kind), required)
-    return _FIELDS[kind]
-
-
-_FIELDS: dict[type, tuple[dict[str, Any], list[str]]] = {}
+    return get_type_hints(kind), [field.name for field in fields(kind) if field.default is MISSING]
 
 
 def _has_type(value: Any, expected: Any) -> bool:
