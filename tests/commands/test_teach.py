@@ -234,6 +234,27 @@ def test_a_stop_by_the_keyboard_frees_the_run(monkeypatch: pytest.MonkeyPatch, o
     assert not RunDir(here / "runs" / "teach-photos").lock_file.exists()
 
 
+def test_an_end_without_its_report_says_what_is_saved(
+    open_page: Any, output: io.StringIO, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answered image that is gone is not in captions.csv, and does not count."""
+    handle, page = open_page("photos")
+    names = [page.answer("A thing.") for _ in range(3)]
+    handle.stop()
+    (here / "photos" / names[0]).unlink()
+    output.truncate(0)
+    handle, page = open_page("photos")
+
+    def fail(*_: object, **__: object) -> None:
+        raise LorgnetteError("cannot write: No space left on device")
+
+    monkeypatch.setattr(teach_module, "write_report", fail)
+    with pytest.raises(LorgnetteError, match="No space"):
+        handle.stop()
+    assert list_printed(output)["saved"] == "2 answers, runs/teach-photos/captions.csv"
+    assert output.getvalue().endswith("to go on   lorgnette teach photos\n")
+
+
 def test_the_pages_token_is_the_key_for_other_machines() -> None:
     """There is no API, so nobody gets its key."""
     guards = [teach_module._build_guard("0.0.0.0", 80, "192.168.1.5") for _ in range(2)]

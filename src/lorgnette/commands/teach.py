@@ -18,7 +18,7 @@ from lorgnette.commands.arguments import SettingsLike, as_name, build_settings
 from lorgnette.commands.demo import draw_images
 from lorgnette.commands.given_answers import read_given_answers, read_labels
 from lorgnette.config import Settings
-from lorgnette.errors import UsageError
+from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.atomic import atomic_folder
 from lorgnette.io.shell import format_command
 from lorgnette.report.console import Terminal
@@ -86,7 +86,11 @@ class TeachHandle:
         """End the server and a training that runs, write the report, and free the memory of the model."""
         if not self._is_stopped:
             self._is_stopped = True
-            self._stack.close()
+            try:
+                self._stack.close()
+            except LorgnetteError:  # of the report; the answers are there
+                self._print_end()
+                raise
             self._print_end()
 
 
@@ -272,7 +276,8 @@ class _ResultWriter:
             self.write(self._journal.events)
 
     def _list_answered(self, events: Sequence[Event]) -> list[str]:
-        return list(RunState(events).answers)
+        """The names of the answered images that are there."""
+        return [name for name in RunState(events).answers if name in self._images.numbers]
 
 
 def name_source(source: Path) -> str:

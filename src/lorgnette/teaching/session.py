@@ -61,7 +61,7 @@ _RETRY_SECONDS = 2.0
 """Between two tries to write to a full disk."""
 _MAX_SECONDS = 86_400.0
 """Of an answer: a page may be open for days."""
-_MAX_SHOWN_ANSWER = 60
+_MAX_SHOWN_ANSWER, _MAX_SHOWN_LABELS = 60, 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -548,7 +548,7 @@ class Session:
             number, text = others[0]
             shown = text if len(text) <= _MAX_SHOWN_ANSWER else f"{text[: _MAX_SHOWN_ANSWER - 1]}…"
             message = f"{len(others)} of the run's answers are none of the labels: {shown!r}"
-            hint = f"name all labels: --labels {','.join(labels)},…; or begin another run: --run {self.run_dir.path}-2"
+            hint = f"name all labels: --labels A,B,…; or begin another run: --run {self.run_dir.path}-2"
             raise LorgnetteError(message, where=self._images.names[number], hint=hint)
 
     def _build_given_events(self) -> list[Event]:
@@ -650,7 +650,8 @@ class Session:
             return answer
         label = find_label(answer, labels)
         if label is None:
-            raise LorgnetteError("The answer is none of the labels.", hint=f"choose one: {', '.join(labels)}")
+            shown = ", ".join(labels[:_MAX_SHOWN_LABELS]) + (", …" if len(labels) > _MAX_SHOWN_LABELS else "")
+            raise LorgnetteError("The answer is none of the labels.", hint=f"choose one: {shown}")
         return label
 
     def _write_decision(self, events: Sequence[Event], id: str, text: str | None = None) -> None:
