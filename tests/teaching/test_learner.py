@@ -409,6 +409,17 @@ def test_suggestions_short_of_memory_begin_once_more(learner: Learner, monkeypat
             assert released == [1]
 
 
+def test_suggestions_leave_a_core_to_the_page(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
+    before, seen = torch.get_num_threads(), set[int]()
+    torch.set_num_threads(3)
+    try:
+        learner.suggest(ASKED[:1], tuned=False, on_text=lambda *_: seen.add(torch.get_num_threads()) is None)
+        assert (seen, torch.get_num_threads()) == ({2}, 3)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_shortage_has_figures_of_the_gpu(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = learner._encode_answers(build_answers())
     assert learner._measure_shortage(rows) == ""

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -215,13 +215,17 @@ class Learner:
         """
         import torch
 
+        from lorgnette.device import leave_core_free
+
         model = self._require_open()
         examples = [self._build_question(image) for image in images]
         is_swapped = self._tuned is not None and not tuned
         if is_swapped:
             model.setup.load_adapter(model.first_values)
+        # The page needs a core at the same time. A round uses all, as `train`: its sums depend on their number.
+        cores = leave_core_free() if model.setup.features.device.type == "cpu" else nullcontext()
         try:
-            with explain_out_of_memory(_MEMORY_HINT), torch.no_grad():
+            with explain_out_of_memory(_MEMORY_HINT), torch.no_grad(), cores:
                 texts = self._generate(examples, on_text)
                 sureties = self._compute_sureties(examples, texts)
         finally:
