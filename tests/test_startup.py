@@ -1,6 +1,7 @@
 """Early initialization does no harm with or without a device and Triton; the collector pauses and comes back."""
 
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from lorgnette import startup
-from lorgnette.startup import gc_paused, hide_widget_warning
+from lorgnette.startup import gc_paused, hide_widget_warning, let_threads_sleep
 
 WINDOWS = """
 import sys, signal
@@ -131,3 +132,29 @@ def test_the_warning_about_widgets_is_hidden() -> None:
         warnings.warn(text, stacklevel=1)
         warnings.warn("another", stacklevel=1)
     assert [str(warning.message) for warning in shown] == ["another"]
+
+
+@pytest.mark.parametrize("given", [None, "ACTIVE"])
+def test_threads_sleep_unless_the_environment_says_what_they_do(
+    monkeypatch: pytest.MonkeyPatch, given: str | None
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")  # restored at the end
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    let_threads_sleep()
+    assert os.environ["OMP_WAIT_POLICY"] == (given or "PASSIVE")
+
+
+def test_teach_lets_threads_sleep_before_torch_is_imported() -> None:
+    code = """
+import os, sys
+import lorgnette.cli
+lorgnette.teach = lambda *words, **options: print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+sys.argv = ["lorgnette", "teach", "photos"]
+lorgnette.cli.main()
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.stdout == "PASSIVE False\n", result.stderr

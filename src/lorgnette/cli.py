@@ -22,7 +22,7 @@ from lorgnette.grammar import Commands, Request, complete_recipes, complete_word
 from lorgnette.io.standard_streams import guard_standard_streams
 from lorgnette.planning.gpus import GPU_NAMES
 from lorgnette.report.console import Terminal, is_silent_rank, print_result
-from lorgnette.startup import check_system
+from lorgnette.startup import check_system, let_threads_sleep
 from lorgnette.training.interrupt import StopSignals
 
 if TYPE_CHECKING:
@@ -276,6 +276,7 @@ def teach(
 ) -> None:
     """Correct a model's answers on a page, image after image, while it learns from them; until Ctrl-C."""
     read = parse_teach_words(words or [], run)
+    let_threads_sleep()  # the page and the browser need the cores too
     lorgnette.teach(
         read.images, settings=_load_settings(read.request), prompt=prompt, captions=captions, run=read.run,
         labels=labels, every=every, blind=blind, order=order, review=review, host=host, port=port,

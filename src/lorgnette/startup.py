@@ -1,10 +1,12 @@
-"""Faster start: CUDA and Triton initialize on threads, and the garbage collector pauses while torch is imported.
+"""Faster start: CUDA and Triton initialize on threads, and the garbage collector pauses while torch is imported. How
+torch's threads wait.
 
 Knows nothing about torch.
 """
 
 import ctypes
 import gc
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -33,6 +35,15 @@ def start_cuda_init() -> None:
     """
     Thread(target=_init_context, name="driver", daemon=True).start()
     Thread(target=_hash_triton, name="triton", daemon=True).start()
+
+
+def let_threads_sleep() -> None:
+    """Let torch's threads on a CPU sleep while they wait for each other, unless the environment says what they do.
+
+    Otherwise each spins on its core, and where another program needs that core, everything is ten times slower. What is
+    computed stays the same. OpenMP reads this when torch is imported.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @contextmanager
