@@ -150,7 +150,7 @@ def test_teach_lets_threads_sleep_before_torch_is_imported() -> None:
 import os, sys
 import lorgnette.cli
 lorgnette.teach = lambda *words, **options: print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
-sys.argv = ["lorgnette", "teach", "photos"]
+sys.argv = ["lorgnette", "teach", "demo"]
 lorgnette.cli.main()
 """
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
