@@ -49,6 +49,7 @@ class FakeSession:
             "version": version, "phase": "ready", "model": "Qwen2-VL-2B-Instruct", "prompt": "COCO Yes:",
             "progress": None, "tuned_on": 0, "round": None, "notice": None, "current": None, "next_image": None,
             "counts": {"answered": 0, "skipped": 0, "left": len(self.names), "total": len(self.names)}, "labels": [],
+            "finished": {"answered": 41, "suggested": 54, "total": 96},
             "history": [], "score": Score().to_view(), "files": {}, "commands": [],
         }  # fmt: skip
         self.move(0)

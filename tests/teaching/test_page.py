@@ -553,7 +553,7 @@ def test_finish_shows_where_everything_is(open_page: Callable[..., Any]) -> None
         page.expect(page.button("Finish")).to_be_disabled()
         commands = ["lorgnette predict 'new photos' --run runs/t", "lorgnette serve runs/t"]
         page.session.change(phase="finished", progress=None, files=files, commands=commands)
-        words = "41 images captioned by you, 54 by the model, 1 skipped."
+        words = "41 images captioned by you, 54 by the model, 1 without a caption."
         page.expect(page.view.locator("#finished-text")).to_contain_text(words)
         shown = page.view.locator("#files dd").all_text_contents()
         assert shown == [files[name] for name in ("captions", "adapter", "report")]

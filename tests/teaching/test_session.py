@@ -63,6 +63,7 @@ def test_a_run_to_its_end(tmp_path: Path) -> None:
         run.session.finish(TAB)
         view = run.until(lambda view: view["phase"] == "finished")
         assert len(run.learner.rounds[-1]) == 20
+        assert view["finished"] == {"answered": 20, "suggested": 10, "total": 30}
         assert {name: bool(path) for name, path in view["files"].items()} == {
             "captions": True, "adapter": True, "report": False, "suggestions": True
         }  # fmt: skip

@@ -75,6 +75,8 @@ class RunState:
         self.good_round: GoodRound | None = None
         self.round_answers: dict[int, int] = {}
         """Round that ended well → how many answers it was trained on."""
+        self.finished: Finished | None = None
+        """The last end of the run."""
         self.num_rounds = 0
         self.needless_rounds: list[int] = []
         self._every = every
@@ -125,7 +127,7 @@ class RunState:
             case RoundBegun() | RoundDone() | RoundFailed():
                 self._apply_round(event)
             case Finished():
-                pass
+                self.finished = event
             case _:
                 self._apply_decision(event)
                 self._drop_needless_round()

@@ -33,6 +33,13 @@ class StateView:
         answered, total = len(self._record.list_answers()), len(self._record.images)
         return {"answered": answered, "skipped": skipped, "left": max(0, total - answered - skipped), "total": total}
 
+    def count_finished(self) -> dict[str, int] | None:
+        """Of images at the last end of the run: answered, captioned by the model, total; None before there is one."""
+        finished = self._record.state.finished
+        if finished is None:
+            return None
+        return {"answered": finished.answers, "suggested": finished.suggestions, "total": len(self._record.images)}
+
     def list_history(self) -> list[dict[str, Any]]:
         """The last answers, the newest first."""
         state, found = self._record.state, list[dict[str, Any]]()

@@ -360,8 +360,8 @@ export class PageView {
     const isShown = view?.phase === "finished" && !goesOn && !entry?.isMend;
     byId("finished").hidden = !isShown;
     if (!isShown) return;
-    const { answered, skipped, total } = view.counts, rest = total - answered - skipped;
-    const parts = [`${count(answered, "image")} captioned by you`, rest > 0 && `${rest} by the model`, skipped && `${skipped} skipped`];
+    const { answered, suggested, total } = view.finished, rest = total - answered - suggested;
+    const parts = [`${count(answered, "image")} captioned by you`, suggested && `${suggested} by the model`, rest > 0 && `${rest} without a caption`];
     setText(byId("finished-text"), `${parts.filter(Boolean).join(", ")}. The server stays until Ctrl+C in the terminal.`);
     byId("go-on").hidden = !view.current;
     const key = JSON.stringify([view.files, view.commands]);
