@@ -858,6 +858,7 @@ def test_a_review(tmp_path: Path) -> None:
             review.session.answer(TAB, current["id"], current["text"], 1, 1.0)
         assert review.session.view(TAB)["current"] is None
         assert set(seen) == answered
+        review.until(lambda view: view["phase"] == "ready")
         review.session.finish(TAB)
         review.until(lambda view: view["phase"] == "finished")
         assert "better" in [answer.text for answer in review.learner.rounds[-1]]
