@@ -5,6 +5,7 @@ GET /image/7?side=192     image 7, 2048 pixels at most without `side`
 POST /answer …            an action: JSON with the tab; its answer is the state's new version
 """
 
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -117,7 +118,7 @@ def build_app(
     routes = [
         Route("/", get_page),
         Route("/state", get_state),
-        Route("/image/{number:int}", get_image),
+        Route("/image/{number}", get_image),
         build_action("/answer", AnswerAction, lambda a: session.answer(a.tab, a.id, a.text, a.keys, a.seconds)),
         build_action("/skip", SuggestionAction, lambda a: session.skip(a.tab, a.id)),
         build_action("/undo", Action, lambda a: session.undo(a.tab)),
@@ -148,10 +149,11 @@ def _read_side(request: Request) -> int:
     return THUMBNAIL_SIDE if side else MAX_SIDE
 
 
-def _read_image(images: "ImageList", number: int, side: int) -> ImageBytes:
+def _read_image(images: "ImageList", name: str, side: int) -> ImageBytes:
     """Raises ApiError 404 for a number that is not in the list, 422 for a file that cannot be read."""
+    number = int(name) if re.fullmatch("[0-9]{1,9}", name) else len(images.paths)  # Python refuses 4300 digits
     if number >= len(images.paths):
-        raise ApiError(404, f"there is no image {number}", code="unknown_image")
+        raise ApiError(404, f"there is no image {name[:20]}", code="unknown_image")
     try:
         return read_image_bytes(images.paths[number], side)
     except LorgnetteError as error:
