@@ -7,6 +7,7 @@ of these ways.
 import os
 import signal
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,7 +204,11 @@ def test_rank_0_speaks_for_itself_where_it_can(changes: dict[str, Any], is_said:
 def test_ranks_whose_command_is_killed_save_and_end(tmp_path: Path) -> None:
     command = os.fork()
     if not command:
-        start_ranks(2, "cpu", tmp_path / "ranks", train_until_stopped(signal_parent(signal.SIGKILL), tmp_path))
+        try:
+            start_ranks(2, "cpu", tmp_path / "ranks", train_until_stopped(signal_parent(signal.SIGKILL), tmp_path))
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)  # else it would go on as the test runner
     assert os.WTERMSIG(os.waitpid(command, 0)[1]) == signal.SIGKILL
     end = time.monotonic() + 20
     pids = [int((tmp_path / f"pid-{rank}").read_text()) for rank in range(2)]

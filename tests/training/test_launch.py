@@ -178,6 +178,22 @@ def test_a_rank_of_a_process_with_threads_computes_with_one(
     assert found == [expected]
 
 
+def test_a_port_of_an_earlier_store_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch 2.13 does: of the first hundred stores of a process three had such a port."""
+    earlier, opened = {1, 2}, list[int]()
+
+    class Store:
+        def __init__(self, host: str, port: int, *, is_master: bool, multi_tenant: bool) -> None:
+            if port in earlier:
+                raise torch.distributed.DistNetworkError
+            self.port = port or len(opened) + 1
+            opened.append(port)
+
+    monkeypatch.setattr(torch.distributed, "TCPStore", Store)
+    assert launch._open_store().port == 3
+    assert opened == [0, 0, 0, 3]
+
+
 def test_threads_are_found() -> None:
     is_over = threading.Event()
     thread = threading.Thread(target=is_over.wait)

@@ -33,6 +33,8 @@ from lorgnette.training.interrupt import STOP_SIGNALS, StopSignals
 from lorgnette.training.rank_process import end_with_parent, leave_process, wait_for_ranks, watch_ranks
 
 if TYPE_CHECKING:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
     from lorgnette.distributed import World
 
 NumGpus = int | Literal["all"] | str | None
@@ -87,7 +89,6 @@ def start_ranks(size: int, device: str, folder: Path, train: Callable[["World"],
     KeyboardInterrupt if a signal ended the ranks, after they have saved.
     """
     import torch
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
@@ -97,7 +98,7 @@ def start_ranks(size: int, device: str, folder: Path, train: Callable[["World"],
     device_type = "cpu" if device == "cpu" else "cuda"
     folder.mkdir(exist_ok=True)
     has_threads = _has_threads()
-    store = TCPStore(_LOOPBACK, 0, is_master=True, multi_tenant=True)
+    store = _open_store()
     table = allocate_table(size)
     with tempfile.TemporaryFile() as error_file:
         rank_job = _RankJob(device_type, folder, table, error_file, has_threads, train)
@@ -206,6 +207,21 @@ def _build_cuda_error(size: int) -> UsageError:
 def build_rank_terminal() -> Terminal:
     """For ranks but the first: prints to standard error, which is a file, also in a notebook."""
     return Terminal(Console(file=sys.stderr, force_terminal=False, force_jupyter=False, color_system=None))
+
+
+def _open_store() -> "TCPStore":
+    """A store at a free port that the agent can open too.
+
+    torch shares the port between the stores of a process. Where the port is that of an earlier store, closed since, the
+    first attempt to share it fails.
+    """
+    from torch.distributed import DistNetworkError, TCPStore  # type: ignore[attr-defined]
+
+    while True:
+        store = TCPStore(_LOOPBACK, 0, is_master=True, multi_tenant=True)
+        with suppress(DistNetworkError):
+            TCPStore(_LOOPBACK, store.port, is_master=True, multi_tenant=True)
+            return store
 
 
 def _build_launch_config(size: int, port: int) -> Any:
