@@ -414,7 +414,7 @@ def test_few_images_are_drawn_and_their_runs_counted(load, tmp_path: Path, monke
 
 
 def test_a_person_teaches_what_can_be_learned(load: Callable[[str], ModuleType]) -> None:
-    """Of answers 9 to 24 ten were taken, and none of a wish that the image does not show, with as many steps."""
+    """Of answers 9 to 16 five were taken, and none of a wish that the image does not show."""
     teach = load("teach")
     scene = teach.sample_scene(random.Random(1))
     wishes = {name: write(scene) for name, write in teach.WISHES.items()}
@@ -423,19 +423,18 @@ def test_a_person_teaches_what_can_be_learned(load: Callable[[str], ModuleType])
         "terse": "small orange tree, below, big blue flower",
         "alphabet": "blue flower, orange tree",
     }
-    words = ["train.max_steps=28"]
-    figures = teach.teach("caption", 1, 24, words, num_held_out=2)
-    assert figures["taken_from_9"] >= 6
+    figures = teach.teach("caption", 1, 16, ["train.max_steps=28"], num_held_out=2)
+    assert figures["taken_from_9"] >= 3
     assert sum(figures["taken_by_eights"]) == figures["taken_1_8"] + figures["taken_from_9"]
     assert figures["taken_by_eights"][0] <= 5, "the first four are untuned"
     assert figures["unlearned_at"] is None
     assert [done["answers"] for done in figures["rounds"]][:2] in ([4, 8], [4, 16])
     assert all(done["reason"] == "low" for done in figures["rounds"])
-    other = teach.teach("alphabet", 1, 13, words, num_held_out=0)
+    other = teach.teach("alphabet", 1, 13, ["train.max_steps=14"], num_held_out=0)
     assert other["taken_by_eights"] == [0, 0]
     assert other["unlearned_at"] == 12
     assert [(done["answers"], done["steps"], done["reason"]) for done in other["rounds"]] == [
-        (4, 28, "limit"), (8, 28, "limit"),
+        (4, 14, "limit"), (8, 14, "limit"),
     ]  # fmt: skip
     json.dumps([figures, other])
 
