@@ -110,7 +110,7 @@ class SimulatedPerson:
         self._round = 0
 
     def answer(self, count: int) -> None:
-        """Answer so many images. A round that is due comes before the next of them."""
+        """Answer images, and train whenever a round is due. count: of the images."""
         for _ in range(count):
             if self.state.is_round_due:
                 self._train()
@@ -242,13 +242,13 @@ class RoundTimer:
         self.learner = open_learner(settings, self.images)
 
     def suggest(self, count: int, *, tuned: bool = True) -> float:
-        """Seconds of so many suggestions, for images that come in turn."""
+        """The seconds that these suggestions take; each is for the next image."""
         first = self._next_image % (len(self.images) - count + 1)
         self._next_image = first + count
         return time_seconds(lambda: self.learner.suggest(range(first, first + count), tuned=tuned))
 
     def train(self, count: int) -> Figures:
-        """A round over so many answers, and what comes after it."""
+        """Time a round, and the suggestions after it."""
         results: list[RoundResult] = []
         answers = self._answers[:count]
 

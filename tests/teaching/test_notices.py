@@ -67,6 +67,8 @@ def test_it_is_flat_or_not_learned() -> None:
     assert flat.text == "More answers no longer help: 11 of 16, before 12. What it still gets wrong:"
     assert (flat.images, flat.action) == ((3, 9), "finish")
     assert notices.describe_plateau(Plateau(11, 12, 0.2, 0.2), []).text.endswith("before 12.")
-    assert "does not learn this yet" in notices.describe_unlearned().text
+    assert "does not learn this yet" in notices.describe_no_learning().text
     done = RoundDone(t=0, round=3, answers=24, steps=70, loss=3.18, seconds=12.3, end_reason="limit")
-    assert notices.describe_unlearned(done).text.startswith("Tuned on 24 answers in 12.3 s. It does not learn this yet")
+    assert notices.describe_no_learning(done).text.startswith(
+        "Tuned on 24 answers in 12.3 s. It does not learn this yet"
+    )

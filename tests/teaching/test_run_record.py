@@ -47,7 +47,7 @@ def test_answers_by_number(record: RunRecord) -> None:
     assert record.write([suggest(4), answer(4), suggest(2), answer(2, "two")])
     assert record.write() == []
     assert record.list_answers() == [(4, "x"), (2, "two")]
-    assert record.list_unanswered() == [0, 1, 3, 5]
+    assert record.list_without_answer() == [0, 1, 3, 5]
     assert (record.find_number("s4"), record.compute_score().taken) == (4, (True, False))
     assert record.compute_digest([(4, "x")]) != record.compute_digest([(2, "x")])
     record.write_captions()

@@ -112,7 +112,7 @@ def test_answers_keep_the_place_of_the_first() -> None:
     story.tell(e.Undone(t=0, id="s2"))
     assert [name for name, _ in story.state.list_answers()] == ["1.png", "3.png"]
     assert (story.state.shown, list(story.state.decisions)) == (["s2"], ["s1", "s3"])
-    assert story.state.was_answered("2.png")
+    assert story.state.had_answer("2.png")
     story.answer(2, "again")
     assert story.state.list_answers() == [("2.png", "again"), ("1.png", "right"), ("3.png", "right")]
     assert list(story.state.decisions) == ["s1", "s3", "s2"]

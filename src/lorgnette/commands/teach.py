@@ -123,7 +123,7 @@ def teach(
     recipe, settings and values: as in `train`. captions: a data file with answers that you have; they are trained on.
     run: its folder; default: runs/teach-NAME. With a run of `teach` images may be left out.
     labels: an answer must be one of them: a text with commas, a list, or a file with one a line.
-    every: answers between two trainings. blind: of so many images, one is shown without a suggestion; 0: none.
+    every: answers between two trainings. blind: 10 shows every tenth image without a suggestion; 0: none.
     order: with "hardest" every second image is the one whose suggestion is least sure. review: the name of a person who
     sees the answered images again. host, port, allow_host: as in `serve`; the page's token is the key.
     block: False returns when the page can be opened; the model is read meanwhile.
@@ -259,12 +259,12 @@ class _ResultWriter:
 
     @property
     def num_answers(self) -> int:
-        return len(self._list_answered(self._journal.events))
+        return len(self._list_image_names(self._journal.events))
 
     def write(self, events: Sequence[Event]) -> None:
         """Raises LorgnetteError if they cannot be written."""
         self.run_dir.check_in_place()
-        write_manifest(self.run_dir, self._settings, self._images, self._list_answered(events))
+        write_manifest(self.run_dir, self._settings, self._images, self._list_image_names(events))
         write_report(
             self.run_dir.report, events, self._images, run=self.run_dir.path,
             settings=self._settings.model_dump(mode="json"), folders=[self._images.folder, self.run_dir.path.resolve()],
@@ -275,7 +275,7 @@ class _ResultWriter:
         if self.num_answers:
             self.write(self._journal.events)
 
-    def _list_answered(self, events: Sequence[Event]) -> list[str]:
+    def _list_image_names(self, events: Sequence[Event]) -> list[str]:
         """The names of the answered images that are there."""
         return [name for name in RunState(events).answers if name in self._images.numbers]
 

@@ -62,7 +62,7 @@ def generate_answers(
         is_disabled = adapter is None and isinstance(model, PeftModel)
         recorder, num_prompt_tokens = _ProbabilityRecorder(), inputs["input_ids"].shape[1]
         watcher = AnswerWatcher(on_tokens, range(start, start + len(batch)), eos_token_ids) if on_tokens else None
-        criteria = [partial(_find_ended, watcher, num_prompt_tokens)] if watcher else []
+        criteria = [partial(_find_ends, watcher, num_prompt_tokens)] if watcher else []
         with torch.inference_mode(), model.disable_adapter() if is_disabled else nullcontext():
             sequences = model.generate(
                 **inputs,
@@ -78,7 +78,7 @@ def generate_answers(
         on_progress(len(batch))
 
 
-def _find_ended(
+def _find_ends(
     watcher: AnswerWatcher, num_prompt_tokens: int, input_ids: Int64[Tensor, "B T"], scores: object
 ) -> Bool[Tensor, " B"]:
     """A stopping criterion: whether the watcher's callback has ended each row. scores: not read."""

@@ -93,7 +93,7 @@ def describe_plateau(flat: Plateau, wrong: Sequence[int]) -> Notice:
     return Notice("flat", text + (" What it still gets wrong:" if wrong else ""), images=tuple(wrong), action="finish")
 
 
-def describe_unlearned(done: RoundDone | None = None) -> Notice:
+def describe_no_learning(done: RoundDone | None = None) -> Notice:
     """Say that the last rounds learned nothing. done: the one that has just ended."""
     text = "It does not learn this yet: hardly any suggestion of the last rounds was taken."
     if done is not None:

@@ -408,7 +408,7 @@ def _list_facts(events: Sequence[Event], images: ImageList, score: Score) -> lis
     """What was taught, in (label, value)."""
     opened = next((event for event in reversed(events) if isinstance(event, Opened)), None)
     finished = next((event for event in reversed(events) if isinstance(event, Finished)), None)
-    skipped = _count_skipped(events)
+    skipped = _count_skips(events)
     seconds = sum(min(outcome.seconds, MAX_SECONDS) for outcome in (*score.outcomes, *score.blind_outcomes))
     tuned_on = score.rounds[-1].answers if score.rounds else 0
     facts = [
@@ -434,7 +434,7 @@ def _list_facts(events: Sequence[Event], images: ImageList, score: Score) -> lis
     return [*facts, ("Made", describe_making())]
 
 
-def _count_skipped(events: Sequence[Event]) -> int:
+def _count_skips(events: Sequence[Event]) -> int:
     """How many images a person skipped and did not answer since."""
     image_by_id: dict[str, str] = {}
     skipped: set[str] = set()

@@ -92,7 +92,7 @@ class RunRecord:
                 numbers.setdefault(number, text)
         return list(numbers.items())
 
-    def list_unanswered(self) -> list[int]:
+    def list_without_answer(self) -> list[int]:
         """The numbers of the other images."""
         answered = {number for number, _ in self.list_answers()}
         return [number for number in range(len(self.images)) if number not in answered]

@@ -110,7 +110,7 @@ class RunState:
         """(image's name, answer) in the order of the first answers."""
         return sorted(self.answers.items(), key=lambda pair: self._places[pair[0]])
 
-    def was_answered(self, name: str) -> bool:
+    def had_answer(self, name: str) -> bool:
         """Whether the image ever had an answer, also one that was taken back."""
         return name in self._places
 

@@ -67,7 +67,7 @@ _MAX_SHOWN_ANSWER, _MAX_SHOWN_LABELS = 60, 12
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
     """model: its title. given: image's name → an answer from before the run. every: answers between two rounds after
-    the first two. blind: of so many images, one is shown without its suggestion; 0: none. reviewer: who reviews; None:
+    the first two. blind: 10 shows every tenth image without its suggestion; 0: none. reviewer: who reviews; None:
     no review. commands: what the user can run afterwards. write_report: called with all events at the end.
     """
 
@@ -283,7 +283,7 @@ class Session:
             return self._version
 
     def draft(self, tab: str, id: str, text: str) -> int:
-        """Keep what stands in the field, for a reload. A suggestion that comes later does not replace it."""
+        """Keep the text in the field, for a reload. No later suggestion replaces it."""
         with self._changed:
             self._require_tab(tab)
             if id == self._current.id and self._drafts.get(id) != text:
@@ -365,7 +365,7 @@ class Session:
             return good.number if good is not None and not self._state.has_cut_off_round else 0
 
     def show_loading(self, done: int, total: int) -> None:
-        """The features of so many images are there."""
+        """Show how many images have features."""
         with self._changed:
             if self._progress is not None:
                 self._progress = replace(self._progress, text="Reading the images", done=done, total=total)
@@ -485,7 +485,7 @@ class Session:
             self._write_later(done)
             self._update_score_notice()
             if self._score.unlearned:
-                self._notice = notices.describe_unlearned(done)
+                self._notice = notices.describe_no_learning(done)
             self._notify_change()
 
     def fail_round(self, job: RoundJob, error: LorgnetteError, kind: FailureKind, images: Sequence[int] = ()) -> None:
@@ -503,7 +503,7 @@ class Session:
     def complete_finish(self) -> None:
         """Write suggestions.csv, the report and the event. What cannot be written is told."""
         with self._changed:
-            left = set(self._record.list_unanswered())
+            left = set(self._record.list_without_answer())
             texts = self._ending.texts if self._ending is not None else {}
             rows = [(self._images.paths[number], *pair) for number, pair in texts.items() if number in left]
             finished = Finished(t=_read_clock(), answers=len(self._record.list_answers()), suggestions=len(rows))
@@ -684,9 +684,9 @@ class Session:
         before, self._score = self._score, self._record.compute_score()
         score = self._score
         if score.unlearned and not before.unlearned:
-            self._notice = notices.describe_unlearned()
+            self._notice = notices.describe_no_learning()
         elif (enough := score.enough) is not None and not before.is_enough:
-            left = [number for number in self._record.list_unanswered() if number not in self._broken]
+            left = [number for number in self._record.list_without_answer() if number not in self._broken]
             self._notice = notices.describe_enough(enough, len(left))
         elif (flat := score.flat) is not None and before.flat is None:
             numbers = [self._images.numbers.get(outcome.image) for outcome in score.wrong]
@@ -696,7 +696,7 @@ class Session:
         """Whether the answer judges the model: of an image that is a fair sample, seen with the model's suggestion."""
         is_sample = suggested.pick in ("shuffled", "spread") and suggested.alike is None and not suggested.blind
         has_text = suggested.text is not None and suggested.round is not None
-        return is_sample and has_text and not self._state.was_answered(suggested.image)
+        return is_sample and has_text and not self._state.had_answer(suggested.image)
 
     def _show_next(self) -> None:
         """Show an image if none is shown and one is left, unless the disk takes no more."""
@@ -744,7 +744,7 @@ class Session:
             ending.has_tried_round = job is not None
             return job
         if ending.rest is None:
-            ending.rest = [number for number in self._record.list_unanswered() if number not in self._broken]
+            ending.rest = [number for number in self._record.list_without_answer() if number not in self._broken]
             ending.num_rest = len(ending.rest)
         done, total = ending.num_rest - len(ending.rest), ending.num_rest
         self._progress = _Progress("Captioning the other images", ending.start, done, total)
