@@ -105,6 +105,7 @@ class FakeScheduler:
     pixels: list[Mapping[Any, Any]] = field(default_factory=list)
     cancelled: list[DecodeRow] = field(default_factory=list)
     outcomes: list[str] = field(default_factory=list)
+    _num_expected: int = 0
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def reset(self) -> None:
@@ -114,7 +115,16 @@ class FakeScheduler:
         for seen in (self.rows, self.pixels, self.cancelled, self.outcomes):
             seen.clear()
 
+    @contextmanager
+    def expect(self) -> Iterator[None]:
+        self._num_expected += 1
+        try:
+            yield
+        finally:
+            self._num_expected -= 1
+
     def submit(self, row: DecodeRow, pixels: Mapping[Any, Any]) -> TokenStream:
+        assert self._num_expected
         self.rows.append(row)
         self.pixels.append(pixels)
         if self.num_refusals:

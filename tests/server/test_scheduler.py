@@ -197,6 +197,40 @@ def test_those_that_run_go_on_while_others_join(share: float, monkeypatch: pytes
     play(scene)
 
 
+@pytest.mark.parametrize("seconds", [0.0, 5.0])
+def test_those_that_wait_join_together_with_those_that_are_read(seconds: float) -> None:
+    """seconds: of the last join. Whoever came first waits as long for others, and no longer."""
+
+    async def scene() -> None:
+        batch = StubBatch()
+        async with run(batch) as scheduler:
+            scheduler._join_seconds = seconds
+            with scheduler.expect(), scheduler.expect():
+                first = scheduler.submit(make_row(1), {})
+                await (wait_until(lambda: bool(batch.joined)) if not seconds else asyncio.sleep(0.05))
+                second = scheduler.submit(make_row(2), {})
+            start = time.perf_counter()
+            assert (await read(first), await read(second)) == ([1], [2])
+            assert time.perf_counter() - start < 2
+        assert [len(rows) for rows in batch.joined] == ([2] if seconds else [1, 1])
+
+    play(scene)
+
+
+def test_a_request_that_is_read_too_slowly_is_not_waited_for() -> None:
+    async def scene() -> None:
+        batch = StubBatch()
+        async with run(batch) as scheduler:
+            scheduler._join_seconds = 0.02
+            with scheduler.expect():
+                assert await read(scheduler.submit(make_row(1), {})) == [1]
+                with pytest.raises(ZeroDivisionError), scheduler.expect():
+                    raise ZeroDivisionError  # it is refused
+        assert scheduler._num_expected == 0
+
+    play(scene)
+
+
 def test_a_full_queue_refuses_and_goes_on() -> None:
     async def scene() -> None:
         batch = StubBatch(num_rows=1)

@@ -108,13 +108,14 @@ class ChatEndpoint:
 
     async def _start(self, http: Request, request: ChatRequest, model: ServedModel) -> Answer:
         try:
-            prompt, pixels = await run_for_client(http, self._encoder.encode(model, request.messages))
-            room = self._scheduler.max_tokens - len(prompt.input_ids)
-            # The model's own limit asks for nothing that there is no room for.
-            sampling = request.build_sampling(max(1, min(model.max_new_tokens, room)))
-            if sampling.max_new_tokens > room:
-                raise _build_room_error(len(prompt.input_ids), sampling.max_new_tokens, self._scheduler.max_tokens)
-            tokens = self._scheduler.submit(DecodeRow(prompt, model.adapter, sampling), pixels)
+            with self._scheduler.expect():
+                prompt, pixels = await run_for_client(http, self._encoder.encode(model, request.messages))
+                room = self._scheduler.max_tokens - len(prompt.input_ids)
+                # The model's own limit asks for nothing that there is no room for.
+                sampling = request.build_sampling(max(1, min(model.max_new_tokens, room)))
+                if sampling.max_new_tokens > room:
+                    raise _build_room_error(len(prompt.input_ids), sampling.max_new_tokens, self._scheduler.max_tokens)
+                tokens = self._scheduler.submit(DecodeRow(prompt, model.adapter, sampling), pixels)
         except (QueueFullError, TooManyPromptsError) as error:
             raise ApiError(
                 429, str(error), type="rate_limit_error", code="queue_full", headers=RETRY_HEADERS

@@ -3,7 +3,8 @@
     asyncio ── submit ──▶ waiting requests ──▶ device thread: image features, prefill, decode steps ──╮
     asyncio ◀── TokenStream ◀── call_soon_threadsafe, once a step with the tokens of all rows ────────╯
 
-Requests join and leave between two decode steps (inference/continuous_batch.py). End tokens and token limits are found
+Requests join and leave between two decode steps (inference/continuous_batch.py). Those that come at about the same time
+join together: a prefill of many takes hardly longer than one of a single prompt. End tokens and token limits are found
 here; texts and stop strings are asyncio's work.
 """
 
@@ -12,7 +13,8 @@ import threading
 import time
 import traceback
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
@@ -156,7 +158,8 @@ class Scheduler:
         self._error: BaseException | None = None
         self._step_started: float | None = None  # None: nothing to do
         self._is_short = False  # of memory: nobody joins before a row has left
-        self._next_join = 0.0
+        self._next_join = self._join_seconds = 0.0
+        self._num_expected = 0  # requests that are being read
         self._watched: set[asyncio.AbstractEventLoop] = set()
         self._condition = threading.Condition()  # guards the state and who waits and runs
         self._state: State = "loading"
@@ -203,6 +206,18 @@ class Scheduler:
                 raise LorgnetteError(message, where="memory", hint=hint) from self._error
             raise self._error
         return self._remarks
+
+    @contextmanager
+    def expect(self) -> Iterator[None]:
+        """Read a request inside, and submit it. Those that wait may wait for it, for as long as the last join took."""
+        with self._condition:
+            self._num_expected += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._num_expected -= 1
+                self._condition.notify_all()
 
     def submit(self, row: "DecodeRow", pixels: "Mapping[ImageGrid, Pixels]") -> TokenStream:
         """Queue a request. pixels: of its images. Call it in a task of asyncio.
@@ -310,7 +325,8 @@ class Scheduler:
                 self._step()  # on a GPU the step waits for the prefill
                 if has_joined:
                     now = time.perf_counter()
-                    self._next_join = now + (now - start) * (1 / _JOIN_SHARE - 1)
+                    self._join_seconds = now - start
+                    self._next_join = now + self._join_seconds * (1 / _JOIN_SHARE - 1)
         except BaseException as error:
             self._error = error
         self._fail_all("lost")
@@ -318,11 +334,24 @@ class Scheduler:
     def _wait_for_work(self) -> bool:
         """Wait until there is something to do. False: the thread ends."""
         with self._condition:
-            while self._state == "ready" and not (self._running or self._waiting):
+            while self._state == "ready" and not self._running:
+                pause = self._compute_pause() if self._waiting else None
+                if pause == 0:
+                    break
                 self._step_started = None
-                self._condition.wait()
+                self._condition.wait(pause)
             self._step_started = time.monotonic()
             return self._state == "ready"
+
+    def _compute_pause(self) -> float:
+        """Seconds for which those that wait still wait for requests that are being read.
+
+        Joining at once would cost those a join more, so whoever came first waits no longer than a join takes.
+        """
+        with self._condition:
+            if not (self._num_expected and self._waiting):
+                return 0.0
+            return max(0.0, self._waiting[0].last_time + self._join_seconds - time.perf_counter())
 
     def _process_cancellations(self) -> None:
         if self._has_cancelled:
@@ -348,6 +377,8 @@ class Scheduler:
         if self._is_short or not self._waiting:
             return False
         if 2 * len(self._waiting) < len(self._running) and time.perf_counter() < self._next_join:
+            return False
+        if self._compute_pause() > 0:
             return False
         with self._condition:
             waiting = {request.row: request for request in self._waiting}
