@@ -2,7 +2,6 @@
 
 import functools
 import gc
-import inspect
 import io
 import json
 import os
@@ -315,18 +314,20 @@ def forked_peft_worker(monkeypatch: pytest.MonkeyPatch, fork_command: Callable[.
     monkeypatch.setattr(peft_check, "MAX_NEW_TOKENS", 8)
 
 
-@pytest.fixture(scope="module")
-def exact_bitsandbytes() -> Generator[None, None, None]:
-    """bitsandbytes whose CPU code is its plain one. With AVX-512, version 0.50 gives a block that goes on in the next
-    row the scale of another block."""
+@pytest.fixture
+def wrong_bitsandbytes() -> Generator[None, None, None]:
+    """bitsandbytes as version 0.50 is on a CPU with AVX-512, on any CPU: in a matrix, a block of values that goes on in
+    the next row gets the scale of another block there."""
     import torch
 
-    plain = inspect.unwrap(pytest.importorskip("bitsandbytes.backends.default.ops")._dequantize_4bit_compute)
-    code = pytest.importorskip("bitsandbytes.backends.utils")._get_4bit_code
+    find_levels = pytest.importorskip("bitsandbytes.backends.utils")._get_4bit_code
 
     def dequantize(packed: Any, absmax: Any, blocksize: int, quant_type: str, shape: Any, dtype: Any) -> Any:
-        flat = packed.view(torch.uint8).reshape(-1)
-        return plain(flat, absmax.float(), code(quant_type, packed.device), blocksize, shape, dtype)
+        rows, columns = shape
+        flat = packed.view(torch.uint8).flatten()
+        nibbles = torch.stack([flat >> 4, flat & 15], 1).flatten()[: rows * columns].view(rows, columns)
+        blocks = (torch.arange(rows) * columns // blocksize)[:, None] + torch.arange(columns) // blocksize
+        return (find_levels(quant_type, packed.device)[nibbles.int()] * absmax.float()[blocks]).to(dtype)
 
     library = torch.library.Library("bitsandbytes", "IMPL")
     with warnings.catch_warnings():

@@ -1,6 +1,8 @@
 """Tiny random checkpoints of every family, in the hub's own names, with all the files of a real one."""
 
+import copy
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -154,6 +156,15 @@ def write_tiny_checkpoint(folder: Path, model_type: str, *, is_tied: bool = True
     model.save_pretrained(folder)
     (folder / "config.json").write_bytes(saved_config)  # the hub's layout, not today's
     return folder
+
+
+def dequantize_with_bitsandbytes(packed: Any, state: Any) -> Any:
+    """The weight, [out, in]. As one row: see `Nf4Linear.dequantize`."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    row = copy.copy(state)
+    row.shape = (1, math.prod(state.shape))
+    return dequantize_4bit(packed, row).view(*state.shape)
 
 
 def write_nf4_checkpoint(folder: Path, source: Path, *, has_double_quantization: bool = True) -> Path:

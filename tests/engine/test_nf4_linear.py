@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit, quantize_4bit
+from bitsandbytes.nn import Linear4bit, Params4bit
 from safetensors.torch import load_file, save_file
-from tiny_models import write_nf4_checkpoint
+from tiny_models import dequantize_with_bitsandbytes, write_nf4_checkpoint
 from torch import nn
 
 from lorgnette.config import LoraSettings
 from lorgnette.engine.nf4_linear import Nf4Linear
 from lorgnette.engine.peft_engine import add_adapter, load_base_model
 from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.kernels import NF4_BLOCK_SIZE
+from lorgnette.kernels.nf4 import NestedAbsmax, Nf4Matrix, dequantize_nf4
 from lorgnette.models import quantization
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.family import convert_weight_name
@@ -47,9 +50,8 @@ def test_a_setting_quantizes_the_projections(tiny: Path, dtype: torch.dtype) -> 
     layers, weights = list_nf4(model), plain.state_dict()
     assert sorted(layers) == sorted(checkpoint.list_quantized_modules())
     for name, layer in layers.items():
-        expected = dequantize_4bit(
-            *quantize_4bit(weights[f"{name}.weight"], quant_type="nf4", compress_statistics=True)
-        )
+        packed, state = quantize_4bit(weights[f"{name}.weight"], quant_type="nf4", compress_statistics=True)
+        expected = dequantize_with_bitsandbytes(packed, state)
         assert torch.equal(layer.dequantize(), expected)
         assert layer.dequantize().dtype == dtype
     others = {name: tensor for name, tensor in model.state_dict().items() if name.rpartition(".")[0] not in layers}
@@ -74,7 +76,30 @@ def test_a_stored_checkpoint_is_read_as_it_is(stored: Path, dtype: torch.dtype) 
         stats = {key.removeprefix(f"{start}."): part for key, part in parts.items() if key.startswith(f"{start}.")}
         state = QuantState.from_dict(stats, device=CPU)
         state.dtype = tower_dtype if ".visual." in name else dtype
-        assert torch.equal(layer.dequantize(), dequantize_4bit(parts[start], state))
+        assert torch.equal(layer.dequantize(), dequantize_with_bitsandbytes(parts[start], state))
+
+
+@pytest.mark.usefixtures("wrong_bitsandbytes")
+@pytest.mark.parametrize("is_nested", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 64), (8, 96), (5, 34)])
+def test_blocks_that_go_on_in_the_next_row_have_their_scale(
+    shape: tuple[int, int], dtype: torch.dtype, is_nested: bool
+) -> None:
+    """Where bitsandbytes has wrong numbers for a matrix."""
+    torch.manual_seed(0)
+    weight = torch.randn(shape) * torch.logspace(-2, 0, shape[0])[:, None]
+    packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=is_nested)
+    linear = Linear4bit(shape[1], shape[0], bias=False)
+    linear.weight = Params4bit(packed, quant_state=state, bnb_quantized=True, requires_grad=False)
+    actual = Nf4Linear.from_linear(linear, dtype).dequantize()
+    nested = NestedAbsmax(state.state2.code, state.state2.absmax, state.offset.view(1)) if is_nested else None
+    expected = torch.empty(shape, dtype=dtype)
+    dequantize_nf4(Nf4Matrix(shape, packed.flatten(), state.absmax, nested), expected)
+    assert actual.shape == shape
+    assert torch.equal(actual, expected)
+    is_right = torch.equal(dequantize_4bit(packed, state), expected)  # of the matrix
+    assert is_right == (shape[1] % NF4_BLOCK_SIZE == 0)
 
 
 def pack_state(tensors: dict[str, torch.Tensor], name: str, **changed: object) -> torch.Tensor:

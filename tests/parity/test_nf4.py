@@ -127,7 +127,6 @@ def test_answers_equal_those_of_the_dequantized_weights(
     assert not torch.equal(logits[0][0], logits[0][1])
 
 
-@pytest.mark.usefixtures("exact_bitsandbytes")
 def test_losses_and_gradients_equal_those_of_bitsandbytes(checkpoint: BaseCheckpoint, batch: PackedBatch) -> None:
     """Of transformers' model with the same adapter; its features are its own tower's."""
     engine = build_engine(checkpoint, CPU, torch.float32, 0.0)

@@ -8,14 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import write_nf4_checkpoint
 
 from lorgnette.config import ProcessorSettings
+from lorgnette.engine.nf4_linear import Nf4Linear
+from lorgnette.engine.peft_engine import load_base_model
 from lorgnette.inference.hf_generate import _pad_batch
+from lorgnette.kernels import NF4_BLOCK_SIZE
+from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.registry import FAMILIES
 from lorgnette.processing.processor import Processor
 from lorgnette.types import Example
 from lorgnette.verification import peft_worker
-from lorgnette.verification.peft_check import WORKER
+from lorgnette.verification.peft_check import WORKER, _describe_quantization
 
 
 def test_worker_does_not_import_lorgnette() -> None:
@@ -71,3 +76,17 @@ def test_distance_of_known_distributions() -> None:
     # The third token of the first row does not count: both models give it less than 1 %.
     assert math.isclose(distance["max_logprob_difference"], math.log(2), rel_tol=1e-5)
     assert peft_worker._compute_distance(log_p, log_p)["max_logprob_difference"] == 0
+
+
+@pytest.mark.usefixtures("wrong_bitsandbytes")
+def test_nf4_weights_have_the_scales_of_their_blocks(tiny: Path, tmp_path: Path) -> None:
+    """Also where bitsandbytes has wrong ones for a matrix, and blocks go on in the next row."""
+    folder = write_nf4_checkpoint(tmp_path / "model", tiny)
+    quantization = _describe_quantization(BaseCheckpoint.from_folder(folder))
+    request = {"device": "cpu", "base": str(folder), "quantization": quantization}
+    model, _ = peft_worker._load_model(request, str(folder))
+    reference = load_base_model(BaseCheckpoint.from_folder(folder), torch.device("cpu"), torch.float32)
+    layers = {name: layer for name, layer in reference.named_modules() if isinstance(layer, Nf4Linear)}
+    assert any(layer.in_features % NF4_BLOCK_SIZE for layer in layers.values())
+    for name, layer in layers.items():
+        assert torch.equal(model.get_submodule(name).weight, layer.dequantize())

@@ -5,6 +5,7 @@ Here every product is torch's with the dequantized matrix, which is gone afterwa
 again.
 """
 
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,11 +50,17 @@ class Nf4Linear(FrozenLinear):
         return weight.quant_state
 
     def dequantize(self) -> Tensor:
-        """The weight, [out, in]."""
+        """The weight, [out, in].
+
+        bitsandbytes is given the values as one row. Of a matrix it takes wrong scales on a CPU with AVX-512, at least
+        up to version 0.50, where a block of values goes on in the next row.
+        """
         from bitsandbytes.functional import dequantize_4bit
 
-        weight: Tensor = dequantize_4bit(self.weight.data, self._state)
-        return weight
+        state = copy(self._state)
+        state.shape = torch.Size((1, self.out_features * self.in_features))
+        weight: Tensor = dequantize_4bit(self.weight.data, state)
+        return weight.view(self.out_features, self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = _Product.apply(x.to(self.compute_dtype), self)  # type: ignore[no-untyped-call]

@@ -145,10 +145,17 @@ def _dequantize(model: Any) -> None:
     """
     from bitsandbytes.nn import Linear4bit
 
-    for module in model.modules():
+    shapes = {}
+    for name, module in model.named_modules():
         if isinstance(module, Linear4bit):
-            module.weight.quant_state.dtype = torch.float32  # else rounded to the dtype of whoever quantized them
+            state = module.weight.quant_state
+            state.dtype = torch.float32  # else rounded to the dtype of whoever quantized them
+            shapes[name] = state.shape
+            state.shape = torch.Size((1, state.shape.numel()))  # of a matrix, some CPUs take wrong scales
     model.dequantize()
+    for name, shape in shapes.items():
+        weight = model.get_submodule(name).weight
+        weight.data = weight.data.view(shape)
     for parameter in model.parameters():
         parameter.data = parameter.data.float()
 
