@@ -8,6 +8,7 @@ import pytest
 from lorgnette.features import decode_pool
 from lorgnette.features.decode_pool import DecodePool, ImageContent
 from lorgnette.types import Image, ImageGrid
+from tests.features.test_decode_process import PROCESSOR
 
 
 def build_grids(*sides: int) -> list[ImageGrid]:
@@ -21,8 +22,10 @@ def test_every_image_is_loaded_once_in_order() -> None:
         calls.append(grid)
         return ImageContent(grid.image.path.name.encode(), np.zeros((1, 1, 3), np.uint8))
 
-    pool = DecodePool()
-    contents = {grid: content for group in pool.start(grids, load) for grid, content in group.items()}
+    pool = DecodePool(PROCESSOR)
+    contents = {
+        grid: content for group in pool.start([grids[:20], grids[20:]], load) for grid, content in group.items()
+    }
     assert list(contents) == grids
     assert sorted(calls, key=grids.index) == grids
     assert [content.key for content in contents.values()] == [grid.image.path.name.encode() for grid in grids]
@@ -34,7 +37,7 @@ def test_an_error_reaches_the_consumer() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        next(DecodePool().start(build_grids(4), fail))
+        next(DecodePool(PROCESSOR).start([build_grids(4)], fail))
 
 
 def test_groups_are_of_similar_size_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from lorgnette.config import ProcessorSettings
 from lorgnette.errors import LorgnetteError
 from lorgnette.features import disk_cache
-from lorgnette.features.disk_cache import FeatureDiskCache, hash_image, hash_tower, open_disk_cache
+from lorgnette.features.cache_folder import hash_image
+from lorgnette.features.disk_cache import FeatureDiskCache, hash_tower, open_disk_cache
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.processing.image_processor import ImageProcessor
 from lorgnette.types import Image, ImageGrid

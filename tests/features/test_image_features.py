@@ -18,7 +18,7 @@ from lorgnette.data import read_image_size
 from lorgnette.distributed import World
 from lorgnette.engine.loading import build_features
 from lorgnette.errors import LorgnetteError
-from lorgnette.features import decode_pool, disk_cache, image_features
+from lorgnette.features import decode_pool, disk_cache
 from lorgnette.features.cache_folder import count_images
 from lorgnette.features.disk_cache import FeatureDiskCache, open_disk_cache, open_exchange
 from lorgnette.features.image_features import Features, FeatureStorage, HfVisionTower, LazyTower
@@ -455,13 +455,13 @@ def test_images_are_decoded_once_if_started_early(
     image_processor: ImageProcessor, grids: list[ImageGrid], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths: list[Path] = []
-    load_resized = image_features.load_resized
+    load_resized = decode_pool.load_resized
 
     def record(path: Path, resize: Any) -> Any:
         paths.append(path)
         return load_resized(path, resize)
 
-    monkeypatch.setattr(image_features, "load_resized", record)
+    monkeypatch.setattr(decode_pool, "load_resized", record)
     expected, early = (Features(RecordingTower(), image_processor, is_live=False) for _ in range(2))
     expected.prepare(grids)
     paths.clear()

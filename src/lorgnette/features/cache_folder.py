@@ -4,6 +4,7 @@ disk_cache.py says what a set is.
 """
 
 import fcntl
+import hashlib
 import os
 import struct
 from collections.abc import Iterator
@@ -11,11 +12,19 @@ from pathlib import Path
 from typing import IO
 
 from lorgnette.io.atomic import open_no_follow
+from lorgnette.types import ImageGrid
 
 ENTRY = struct.Struct("<32sQIIII")
 """Of a set's index: sha256, first row, rows, crc32, entries that follow, crc32."""
 _SET_FILES = ("index", "rows", "lock", "in_use")
 """In the order of their removal: rows without an index are ignored, and a folder without in_use is no set."""
+
+
+def hash_image(grid: ImageGrid) -> bytes | None:
+    """A hash of the image file and the size of its grid; None if the file is missing."""
+    if not grid.image.path.is_file():
+        return None
+    return hashlib.sha256(f"{grid.t} {grid.h} {grid.w} ".encode() + grid.image.path.read_bytes()).digest()
 
 
 def get_features_folder() -> Path:

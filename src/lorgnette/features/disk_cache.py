@@ -41,7 +41,6 @@ from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.registry import parse_configs
 from lorgnette.models.weight_loader import index_tensors
 from lorgnette.processing.image_processor import ImageProcessor
-from lorgnette.types import ImageGrid
 
 FORMAT = 2
 MAX_BYTES = 40 * 2**30
@@ -97,13 +96,6 @@ def hash_tower(checkpoint: BaseCheckpoint) -> str:
                 file.seek(offset)
                 digest.update(file.read(min(_SAMPLE_BYTES, entry.end - offset)))
     return digest.hexdigest()
-
-
-def hash_image(grid: ImageGrid) -> bytes | None:
-    """A hash of the image file and the size of its grid; None if the file is missing."""
-    if not grid.image.path.is_file():
-        return None
-    return hashlib.sha256(f"{grid.t} {grid.h} {grid.w} ".encode() + grid.image.path.read_bytes()).digest()
 
 
 class FeatureDiskCache:

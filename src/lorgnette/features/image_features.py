@@ -23,11 +23,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorgnette.data import load_resized
 from lorgnette.distributed import World
 from lorgnette.errors import LorgnetteError
-from lorgnette.features.decode_pool import DecodePool, ImageContent, Pixels
-from lorgnette.features.disk_cache import FeatureDiskCache, StoredFeatures, hash_image
+from lorgnette.features.cache_folder import hash_image
+from lorgnette.features.decode_pool import DecodePool, ImageContent, Pixels, split_into_groups
+from lorgnette.features.decode_process import DecodeProcessError
+from lorgnette.features.disk_cache import FeatureDiskCache, StoredFeatures
 from lorgnette.features.patchify import Patchifier
 from lorgnette.planning.limits import FEATURE_MEMORY_FRACTION, MAX_PATCHES_PER_CALL
 from lorgnette.processing.image_processor import ImageProcessor
@@ -202,7 +203,7 @@ class Features:
         self._writer, self._writes = ThreadPoolExecutor(1, "feature disk cache"), list[Future[None]]()
         is_cuda = tower.device.type == "cuda"
         self._write_stream = torch.cuda.Stream(tower.device) if is_cuda else None  # type: ignore[no-untyped-call]
-        self.decode_pool = DecodePool()
+        self.decode_pool = DecodePool(image_processor)
         self._started: Iterator[dict[ImageGrid, ImageContent]] | None = None
         self._pixels: dict[ImageGrid, Pixels] = {}
         self._storage = FeatureStorage(tower.device, tower.dtype)
@@ -274,6 +275,7 @@ class Features:
     def close(self) -> LorgnetteError | None:
         """Wait until the features are on disk, and close the cache. Returns the error if they cannot be written or
         read."""
+        self.decode_pool.close()
         self._writer.shutdown()
         if self._disk_cache is not None:
             self._disk_cache.close()
@@ -294,7 +296,7 @@ class Features:
 
     def _start_decoding(self, grids: Iterable[ImageGrid], num_ranks: int) -> Iterator[dict[ImageGrid, ImageContent]]:
         new = [grid for grid in dict.fromkeys(grids) if grid not in self]
-        return self.decode_pool.start(new, self._load_or_decode, num_ranks)
+        return self.decode_pool.start(list(split_into_groups(new)), self._choose_loader(), num_ranks)
 
     def _prepare_share(
         self, grids: Iterable[ImageGrid], on_progress: Callable[[int], None], world: World
@@ -363,17 +365,27 @@ class Features:
             raise own_error
         return failed
 
-    def _load_or_decode(self, grid: ImageGrid) -> ImageContent:
-        """On a thread: the image's features from the disk cache, else its pixels."""
-        key = None
-        try:
-            if self._disk_cache is not None and (key := hash_image(grid)) is not None:
-                features = self._disk_cache.get(key)
-                if features is not None and len(features) == grid.num_tokens:
-                    return ImageContent(key, features)
-            return ImageContent(key, load_resized(grid.image.path, self._image_processor.resize))
-        except LorgnetteError as error:
-            return ImageContent(key, error)
+    def _choose_loader(self) -> Callable[[ImageGrid], ImageContent]:
+        """What loads an image on a thread: its features from the disk cache, if any image has them there, else its
+        pixels."""
+        disk_cache = self._disk_cache
+        is_empty = disk_cache is None or disk_cache.is_empty
+
+        def load(grid: ImageGrid) -> ImageContent:
+            key = None
+            try:
+                if disk_cache is not None and not is_empty and (key := hash_image(grid)) is not None:
+                    features = disk_cache.get(key)
+                    if features is not None and len(features) == grid.num_tokens:
+                        return ImageContent(key, features)
+                new_key, pixels = self.decode_pool.decode(grid, has_key=disk_cache is not None and is_empty)
+                return ImageContent(key or new_key, pixels)
+            except DecodeProcessError:
+                raise
+            except LorgnetteError as error:
+                return ImageContent(key, error)
+
+        return load
 
     def _encode(self, pixels: Mapping[ImageGrid, Pixels], keys: Mapping[ImageGrid, bytes], *, is_shared: bool) -> None:
         """Encode a group in one call of the tower, with images of one size side by side.
