@@ -3,7 +3,8 @@
     python bench/training_run.py JOB --runs 3 --out results.json [SETTING=VALUE …]
 
 Writes the seconds of each stage of every run, the wall time of the process, peak memory, machine and versions after
-every run. A run that would exceed the budget does not start.
+every run. A run that would exceed the budget does not start. Prints when each stage ended, in seconds since the process
+was started, and what lies between stages.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import json
 import shutil
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,9 @@ def run(
     steady = [(line, line["step"] - earlier["step"]) for earlier, line in pairwise(lines[1:])]
     return {
         "wall_s": wall,
-        "start_s": wall - sum(stages.values()) + stages["decoding"],
+        "unaccounted_s": wall - sum(stages.values()) + stages["decoding"],
         "stages_s": stages,
+        "timeline": build_timeline(records, wall),
         "steady_ms_per_step": 1000 * statistics.median(line["seconds"] / steps for line, steps in steady),
         "tokens_per_s": statistics.median(line["tokens_per_s"] for line in lines[2:]),
         "data_wait": statistics.mean(line["data_wait"] for line in lines[2:]),
@@ -50,6 +52,31 @@ def run(
         "reserved_gib": memory["reserved_gib"],
         "losses": [lines[0]["loss"], lines[-1]["loss"]],
     }
+
+
+def build_timeline(records: Sequence[run_log.Record], wall: float) -> list[dict[str, Any]]:
+    """When each stage ended, its seconds, and the seconds since the end of the stage before it; last the exit.
+
+    Empty for a version that does not log when stages end.
+    """
+    stages = [r for r in records if r["kind"] == "stage" and "end_s" in r]
+    if not stages:
+        return []
+    stages.append({"name": "exit", "seconds": wall - stages[-1]["end_s"], "end_s": wall})
+    ends = [0.0, *(stage["end_s"] for stage in stages)]
+    return [
+        {name: stage[name] for name in ("name", "end_s", "seconds")}
+        | {"before_s": stage["end_s"] - stage["seconds"] - end}
+        for stage, end in zip(stages, ends, strict=False)
+    ]
+
+
+def format_timeline(timeline: Sequence[Mapping[str, Any]]) -> str:
+    lines = [f"{'stage':<12} {'end':>7} {'seconds':>7} {'between':>7}"]
+    for stage in timeline:
+        lines.append(f"{stage['name']:<12} {stage['end_s']:7.2f} {stage['seconds']:7.2f} {stage['before_s']:7.2f}")
+    lines.append(f"{'in no stage':<28} {sum(stage['before_s'] for stage in timeline):7.2f}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
@@ -67,4 +94,4 @@ if __name__ == "__main__":
         if results.fits(runs[-1]["wall_s"] if runs else 0, f"run {n + 1}"):
             runs.append(run(arguments.job, arguments.job / "run", arguments.overrides, results.seconds_left))
             results.update(runs=runs)
-            print(json.dumps(runs[-1]), flush=True)
+            print(json.dumps(runs[-1]), format_timeline(runs[-1]["timeline"]), sep="\n", flush=True)

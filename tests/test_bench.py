@@ -64,6 +64,11 @@ def epoch(load: Callable[[str], ModuleType]) -> ModuleType:
 
 
 @pytest.fixture
+def training_run(load: Callable[[str], ModuleType]) -> ModuleType:
+    return load("training_run")
+
+
+@pytest.fixture
 def plot(load: Callable[[str], ModuleType]) -> ModuleType:
     return load("plot")
 
@@ -213,6 +218,19 @@ def test_the_log_of_an_interrupted_training_is_read(epoch: ModuleType, process: 
     read = epoch.read_log(file, cut_off)
     assert (read["steps"], read["captions_per_s"], read["features_s"]) == (10, 10 * 256 / 4, 11.4)
     assert (read["peak_gib"], read["cut_off"]) == (None, "exit status none after 60 s")
+
+
+def test_a_timeline_accounts_for_every_second(training_run: ModuleType) -> None:
+    stages = [("start", 1.5, 1.5), ("data", 0.25, 2.0), ("steps", 2.0, 4.0)]
+    records = [{"kind": "stage", "name": name, "seconds": seconds, "end_s": end} for name, seconds, end in stages]
+    records.insert(2, {"kind": "stage", "name": "decoding", "seconds": 0.5})  # a part of a stage
+    timeline = training_run.build_timeline([{"kind": "train", "step": 1}, *records], 4.5)
+    assert [(stage["name"], stage["before_s"]) for stage in timeline] == [
+        ("start", 0.0), ("data", 0.25), ("steps", 0.0), ("exit", 0.0),
+    ]  # fmt: skip
+    assert sum(stage["seconds"] + stage["before_s"] for stage in timeline) == timeline[-1]["end_s"] == 4.5
+    assert training_run.format_timeline(timeline).splitlines()[-1].split() == ["in", "no", "stage", "0.25"]
+    assert training_run.build_timeline([{"kind": "stage", "name": "data", "seconds": 1.0}], 4.5) == []
 
 
 def result(summary: dict[str, object], **versions: dict[str, str]) -> dict[str, object]:

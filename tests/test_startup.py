@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -34,6 +35,28 @@ def test_native_windows_is_named_with_the_remedy(use: str) -> None:
     assert "lorgnette does not run on native Windows · this system · use WSL2" in message
     assert result.returncode != 0
     assert ("Traceback" in result.stderr) is ("main" not in use)
+
+
+def test_a_command_knows_when_its_process_was_started() -> None:
+    code = (
+        "import time; time.sleep(0.3); from lorgnette import startup; assert startup.get_command_start() is None;"
+        "startup.note_command_start(); print(time.perf_counter() - startup.get_command_start())"
+    )
+    start = time.monotonic()
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    expected = 0.3 if sys.platform == "linux" else 0.0
+    assert expected <= float(output) <= time.monotonic() - start + 0.02  # the system counts hundredths
+
+
+def test_without_proc_a_command_starts_when_it_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(startup.Path, "read_text", fail)
+    monkeypatch.setattr(startup, "_command_start", None)
+    before = time.perf_counter()
+    startup.note_command_start()
+    assert before <= (startup.get_command_start() or 0.0) <= time.perf_counter()
 
 
 def test_other_systems_are_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,9 @@ def main() -> None:
     if before is signal.default_int_handler:  # else who started it ignores Ctrl-C
         signal.signal(signal.SIGINT, _end_at_once)
     try:
+        from lorgnette.startup import note_command_start
+
+        note_command_start()
         from lorgnette.cli import main as run_command
 
         run_command()

@@ -8,12 +8,16 @@ import ctypes
 import gc
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from threading import Thread
 
 from lorgnette.errors import LorgnetteError
+
+_command_start: float | None = None
 
 
 def check_system() -> None:
@@ -21,6 +25,22 @@ def check_system() -> None:
     if sys.platform == "win32":
         hint = "use WSL2, the Linux inside Windows: `wsl --install` in PowerShell, then install lorgnette there"
         raise LorgnetteError("lorgnette does not run on native Windows", where="this system", hint=hint)
+
+
+def note_command_start() -> None:
+    """Find out when the process was started: this is a command."""
+    global _command_start  # noqa: PLW0603
+    now = time.perf_counter()
+    _command_start = now
+    with suppress(OSError, ValueError, AttributeError):  # of a system without /proc or this clock
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        _command_start = now - max(seconds, 0.0)
+
+
+def get_command_start() -> float | None:
+    """The `time.perf_counter` of when the process was started; None if it is no command, but a notebook, say."""
+    return _command_start
 
 
 def hide_widget_warning() -> None:

@@ -27,7 +27,7 @@ from lorgnette.report.run_dir import DATA_FOLDER, RunDir, find_free_path, is_wri
 from lorgnette.report.stage_timer import StageTimer
 from lorgnette.report.trackers.tracker import open_trackers
 from lorgnette.resolve import portable_name, resolve_images_folder
-from lorgnette.startup import gc_paused, start_cuda_init
+from lorgnette.startup import gc_paused, get_command_start, start_cuda_init
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.gpu_gain import describe_gain
 from lorgnette.training.initial_adapter import build_manifest_entry, describe_seen_images, inherit_settings
@@ -82,7 +82,7 @@ def train(
         raise UsageError("two names for the run's folder", where=f"name={name}, run={values['run']}", hint=hint)
     name = name or (Path(recipe).stem if recipe else _name_after_data(chosen))
     with open_ranks(gpus, chosen.device, terminal) as ranks:
-        timer = StageTimer(terminal)
+        timer = StageTimer(terminal, get_command_start())
         if chosen.run is not None and ranks.is_main:
             RunDir.check_is_free(chosen.run)
         chosen = inherit_settings(chosen, terminal)
@@ -189,7 +189,7 @@ def resume(
     """
     terminal, user_callbacks = Terminal(None if is_silent_rank() else console), UserCallbacks(callbacks)
     resolve_metric_names(metrics)
-    timer = StageTimer(terminal)
+    timer = StageTimer(terminal, get_command_start())
     run_dir = RunDir.open_existing(Path(as_name(run)))
     if run_dir.is_taught:
         hint = f"go on with it: {run_dir.resume_command}; or train on its answers: {_format_training(run_dir)}"

@@ -95,8 +95,7 @@ def run_training(
         try:
             _start_trackers(trackers, settings, terminal)
             run_dir.check_in_place()
-            with _open_log(run_dir, step, world) as log, AsyncWriter() as writer:
-                timer.attach_log(log)
+            with _open_log(run_dir, step, world) as log, timer.attach_log(log), AsyncWriter() as writer:
                 for p in data.problems:
                     log.write({"kind": "skipped", "source": p.source, "row": p.row, "message": p.message})
 
@@ -131,11 +130,14 @@ def run_training(
                         _save_result(trainer, run_dir, callbacks, state, write)
 
                 # Answer the held-out examples as before the training and with the adapter.
-                setup.release_memory()
+                with timer("release", is_printed=False):
+                    setup.release_memory()
                 with timer("answers"):
                     rows = _answer_held_out(
                         model, held_out, sampling, run_dir, terminal, metadata.origin, world, setup.engine.shards
                     )
+                with timer("checkpoint", is_printed=False):
+                    writer.wait()
             for tracker in trackers:
                 tracker.log_predictions(rows, trainer.step)
         finally:
@@ -148,7 +150,10 @@ def run_training(
     if not world.is_main:
         return
     run_dir.check_in_place()
-    write_run_report(settings, run_dir, data, rows, trackers, terminal)
+    with timer("report", is_printed=False):
+        write_run_report(settings, run_dir, data, rows, trackers, terminal)
+    with RunLog(run_dir.log) as log, timer.attach_log(log):
+        pass  # the stages since the log was closed
     user_callbacks.raise_error()  # of the last step, now that everything is written
 
 
