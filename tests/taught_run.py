@@ -131,6 +131,7 @@ class Run(NamedTuple):
     learner: FakeLearner
     images: ImageList
     folder: Path
+    thread: DeviceThread
 
     def until(self, is_so: Callable[[dict[str, Any]], bool], timeout: float = 10.0) -> dict[str, Any]:
         """The first view of which it is so."""
@@ -188,7 +189,7 @@ def open_run(
             settings = SessionOptions(**{"model": "fake", "prompt": "What?", "seed": 3, **options})
             session = WatchedSession(journal, images, settings, locked)
             thread = DeviceThread(session, learner)  # type: ignore[arg-type]
-            yield Run(session, learner, images, run_dir.path)
+            yield Run(session, learner, images, run_dir.path, thread)
         finally:
             if isinstance(learner, FakeLearner):
                 learner.gate.set()

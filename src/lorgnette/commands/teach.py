@@ -173,13 +173,14 @@ def teach(
         text = f"in {time.monotonic() - start:.1f} s, until {until}; the model is read meanwhile"
         terminal.print_result(f"ready      {text}")
         print_end = partial(_print_end, terminal, writer, task.command)
-        handle = TeachHandle(guard.page_url, Run(run_dir.path), server, stack.pop_all(), print_end)
-    if not block:
-        return handle
-    try:
-        handle.wait()
-    finally:
-        handle.stop()
+        rest = stack if block else stack.pop_all()  # if Ctrl-C comes right now, this block ends what has begun
+        handle = TeachHandle(guard.page_url, Run(run_dir.path), server, rest, print_end)
+        if not block:
+            return handle
+        try:
+            handle.wait()
+        finally:
+            handle.stop()
     return None
 
 

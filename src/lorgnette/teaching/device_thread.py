@@ -1,5 +1,6 @@
 """The thread that uses the model of a `teach` run: it opens the learner, suggests, trains, and closes it."""
 
+import math
 import threading
 import time
 import traceback
@@ -13,6 +14,9 @@ from lorgnette.teaching.session import Session
 
 _REPORT_SECONDS = 0.1
 """Between two reports of a round's steps."""
+_LOOK_SECONDS = 0.2
+"""How long `close` may wait at once: a signal that comes just before a wait, or to another thread, does not end it, and
+Python raises KeyboardInterrupt after it."""
 
 
 class DeviceThread:
@@ -21,14 +25,19 @@ class DeviceThread:
     def __init__(self, session: Session, learner: Learner) -> None:
         self._session, self._learner = session, learner
         self._last_report = 0.0
-        self._thread = threading.Thread(target=self._run, name="lorgnette teach", daemon=True)
-        self._thread.start()
+        self._has_ended = threading.Event()
+        threading.Thread(target=self._run, name="lorgnette teach", daemon=True).start()
 
     def close(self, timeout: float | None = None) -> bool:
-        """Close the session and wait for the thread. Returns whether it has ended: a step is not broken off."""
+        """Close the session and wait for the thread, at most `timeout` seconds. Returns whether it has ended: a step is
+        not broken off. Ctrl-C goes through at any time."""
         self._session.close()
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        # Not Thread.join: after a KeyboardInterrupt there, Python 3.11 takes the thread for ended.
+        while not self._has_ended.wait(max(0.0, min(_LOOK_SECONDS, end - time.monotonic()))):
+            if time.monotonic() >= end:
+                return False
+        return True
 
     def _run(self) -> None:
         try:
@@ -48,7 +57,10 @@ class DeviceThread:
             message, hint = f"{type(error).__name__}: {error}", "this is a defect of lorgnette; the terminal says where"
             self._session.fail(LorgnetteError(message, hint=hint))
         finally:
-            self._learner.close()
+            try:
+                self._learner.close()
+            finally:
+                self._has_ended.set()
 
     def _open(self) -> None:
         broken, session = self._learner.open(self._session.show_loading), self._session
