@@ -1,5 +1,6 @@
 """The command line: its commands and options, what each imports, and how quickly it answers."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -340,6 +341,68 @@ lorgnette.__main__.main()
 """
     done = run_python("-c", code, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+_ENDS = """
+import atexit, os, sys, threading, time, types
+import lorgnette.__main__
+{before}
+class Last:
+    def __del__(self, write=os.write): write(2, b"teardown")
+last = Last()
+def run_command():
+    atexit.register(print, "tracker")
+    if {has_torch}: sys.modules["torch"] = types.ModuleType("torch")
+    threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+    print("result", end=" ")
+    {end}
+sys.modules["lorgnette.cli"] = types.SimpleNamespace(main=run_command)
+lorgnette.__main__.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "has_torch", "environment", "status", "is_torn_down"),
+    [
+        ("sys.exit(3)", True, {}, 3, False),
+        ("sys.exit()", True, {}, 0, False),
+        ("pass", True, {}, 0, False),
+        ("sys.exit('no')", True, {}, 1, True),
+        ("raise RuntimeError('defect')", True, {}, 1, True),
+        ("sys.exit(3)", False, {}, 3, True),
+        ("sys.exit(3)", True, {"RANK": "0"}, 3, True),
+        ("sys.exit(3)", True, {"CUDA_INJECTION64_PATH": "profiler.so"}, 3, True),
+    ],
+)
+def test_the_end_skips_the_teardown_and_nothing_else(
+    end: str, has_torch: bool, environment: dict[str, str], status: int, is_torn_down: bool, tmp_path: Path
+) -> None:
+    """Threads end, exit handlers run, both streams are complete, the status stays."""
+    program = _ENDS.format(before="", end=end, has_torch=has_torch)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | environment, cwd=tmp_path, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (status, "result thread\ntracker\n")
+    assert ("teardown" in done.stderr) is is_torn_down
+    assert ("defect" in done.stderr) is ("defect" in end)
+
+
+def test_the_end_is_pythons_own_where_others_wait_for_it(tmp_path: Path) -> None:
+    program = _ENDS.format(before="atexit.register(print, 'coverage')", end="sys.exit(3)", has_torch=True)
+    done = run_python("-c", program, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "result thread\ntracker\ncoverage\n", "teardown")
+
+
+def test_a_full_disk_at_the_end_is_still_reported(tmp_path: Path) -> None:
+    program = _ENDS.format(before="", end="sys.exit(0)", has_torch=True)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=os.environ | {"PYTHONUNBUFFERED": ""}, cwd=tmp_path, stdout=full,
+            stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 120  # Python's own
+    assert "No space left" in done.stderr
 
 
 def test_the_installed_command_is_that_of_the_package() -> None:

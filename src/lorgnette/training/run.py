@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from lorgnette.lora.peft_files import write_adapter
 from lorgnette.metrics.registry import expand_metric_names, get_best_model_metric, select_tracked_metric, uses_boxes
 from lorgnette.processing.processor import Processor
 from lorgnette.report.console import Terminal
+from lorgnette.report.html.page import prepare_run_page
 from lorgnette.report.predictions import write_predictions
 from lorgnette.report.run_dir import RunDir
 from lorgnette.report.run_log import RunLog
@@ -100,6 +102,7 @@ def run_training(
                     log.write({"kind": "skipped", "source": p.source, "row": p.row, "message": p.message})
 
                 # Take the steps that are left.
+                _start_preparing_report(world)
                 snapshot = _build_snapshot(setup, trainer, settings, metadata, sample, world)
                 with GracefulInterrupt(terminal, world.status) as interrupt:
                     with (
@@ -150,10 +153,7 @@ def run_training(
     if not world.is_main:
         return
     run_dir.check_in_place()
-    with timer("report", is_printed=False):
-        write_run_report(settings, run_dir, data, rows, trackers, terminal)
-    with RunLog(run_dir.log) as log, timer.attach_log(log):
-        pass  # the stages since the log was closed
+    _write_report(settings, run_dir, data, rows, trackers, timer, terminal)
     user_callbacks.raise_error()  # of the last step, now that everything is written
 
 
@@ -302,6 +302,27 @@ def _answer_held_out(
     rows = [replace(row, before=str(origin or BASE_MODEL)) for row in rows]
     write_predictions(run_dir.predictions, rows)
     return rows
+
+
+def _start_preparing_report(world: World) -> None:
+    """Compile the page's templates on a thread while the training runs."""
+    if world.is_main:
+        Thread(target=prepare_run_page, name="page", daemon=True).start()
+
+
+def _write_report(
+    settings: Settings,
+    run_dir: RunDir,
+    data: TrainingData,
+    rows: Sequence[PredictionRow],
+    trackers: Sequence[Tracker],
+    timer: StageTimer,
+    terminal: Terminal,
+) -> None:
+    with timer("report", is_printed=False):
+        write_run_report(settings, run_dir, data, rows, trackers, terminal)
+    with RunLog(run_dir.log) as log, timer.attach_log(log):
+        pass  # the stages since the log was closed
 
 
 def _describe_adapter(settings: Settings, data: TrainingData) -> AdapterMetadata:

@@ -6,8 +6,9 @@ import pytest
 
 from lorgnette.data import DataReport
 from lorgnette.report.check_report import CheckReport, SplitSummary
+from lorgnette.report.html import templates
 from lorgnette.report.html.check_page import write_check_page
-from lorgnette.report.html.templates import render, write_page
+from lorgnette.report.html.templates import compile_template, render, write_page
 
 
 def test_values_are_escaped_and_missing_ones_are_errors(tmp_path: Path) -> None:
@@ -18,6 +19,27 @@ def test_values_are_escaped_and_missing_ones_are_errors(tmp_path: Path) -> None:
     assert "1\N{NO-BREAK SPACE}→" in html
     with pytest.raises(jinja2.UndefinedError):
         write_page(tmp_path / "page.html", "base.html.j2", summary="", data={})
+
+
+@pytest.mark.parametrize("is_prepared", [True, False])
+def test_a_prepared_page_has_nothing_left_to_compile(is_prepared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "_COMPILED", templates._CompiledTemplates())
+    if is_prepared:
+        compile_template("page.html.j2")
+    compiled = []
+    compile_source = jinja2.Environment.compile
+
+    def record(self: jinja2.Environment, source: str, name: str, *arguments: object) -> object:
+        compiled.append(name)
+        return compile_source(self, source, name, *arguments)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(jinja2.Environment, "compile", record)
+    with pytest.raises(jinja2.UndefinedError):
+        render("page.html.j2", folders=[Path("/data")])
+    for name in ("macros.html.j2", "label_table.html.j2", "base.css", "theme.js", "page.css"):
+        templates._build_environment([Path("/data")], ()).get_template(name)
+    assert ("page.html.j2" in compiled, "macros.html.j2" in compiled) == (not is_prepared, not is_prepared)
+    assert bool(compiled) is not is_prepared
 
 
 def write_command(command: str, folder: Path) -> str:

@@ -18,7 +18,7 @@ from lorgnette.report.html.answer_tables import build_answer_sections
 from lorgnette.report.html.box_overlay import BoxLayer, Overlay, build_key, build_overlays, list_reference_layer
 from lorgnette.report.html.charts import Curve, Table, build_charts, format_number
 from lorgnette.report.html.inline_images import InlineImage, inline_images
-from lorgnette.report.html.templates import write_page
+from lorgnette.report.html.templates import compile_template, write_page
 from lorgnette.report.verdict import MIN_CLOSER, Verdict
 from lorgnette.types import PredictionRow
 
@@ -87,6 +87,11 @@ class _Card:
     words: Sequence[tuple[str, bool]]
     overlays: Sequence[Overlay | None] = ()
     box_key: Facts = ()
+
+
+def prepare_run_page() -> None:
+    """Do on a thread, while the training runs, what `write_run_page` would need most of its time for."""
+    compile_template("page.html.j2")
 
 
 def write_run_page(path: Path, page: RunPage) -> None:

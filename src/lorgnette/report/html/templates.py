@@ -28,6 +28,7 @@ class _CompiledTemplates(jinja2.BytecodeCache):
 
 
 _COMPILED = _CompiledTemplates()
+_REFERENCES = re.compile(r'{%-? *(?:extends|from|include|import) "([^"]+)"')
 
 
 def write_page(path: Path, template: str, *, folders: Iterable[Path] = (), **values: Any) -> None:
@@ -41,6 +42,21 @@ def render(template: str, *, folders: Iterable[Path] = (), template_folders: Seq
     People share pages: paths lose these absolute `folders`, except in commands (the filter `as_typed`), and the home
     folder is written `~`.
     """
+    environment = _build_environment(folders, template_folders)
+    return environment.get_template(template).render(**values)
+
+
+def compile_template(template: str) -> None:
+    """Compile the template and those that it names, which takes longer than to fill them; `render` then finds them."""
+    environment, names, done = _build_environment((), ()), [template], set[str]()
+    while names:
+        if (name := names.pop()) not in done:
+            done.add(name)
+            environment.get_template(name)
+            names += _REFERENCES.findall(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+
+
+def _build_environment(folders: Iterable[Path], template_folders: Sequence[Path]) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*template_folders, Path(__file__).parent]),
         autoescape=True,
@@ -51,7 +67,7 @@ def render(template: str, *, folders: Iterable[Path] = (), template_folders: Seq
         bytecode_cache=_COMPILED,
     )
     environment.filters |= {"tabulate_charts": tabulate_charts, "as_typed": _keep_folders}
-    return environment.get_template(template).render(**values)
+    return environment
 
 
 def _build_path_shortener(folders: Iterable[Path]) -> Callable[[object], object]:
