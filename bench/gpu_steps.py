@@ -27,7 +27,6 @@ from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.networks import Decoder
-from lorgnette.planning.limits import MAX_GRAPHS_AHEAD
 from lorgnette.processing.processor import Processor
 from lorgnette.training.sampler import BatchSampler
 from lorgnette.training.trainer import StepReport, Trainer
@@ -107,8 +106,8 @@ def measure(
     engine.sync_weights()
     if HAS_GPU and (engine.shards is None or not engine.shards.is_collective):
         first = sampler.first_steps(4096, max_tokens, **options)
-        engine.warmup(first, MAX_GRAPHS_AHEAD)
-        engine.capture_ahead(first, most_graphs=MAX_GRAPHS_AHEAD)
+        engine.warmup(first)
+        engine.capture_ahead(first)
 
     recorder = Recorder()
     Trainer(engine, sampler, [], settings, max_tokens, world).train(recorder)

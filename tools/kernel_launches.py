@@ -98,7 +98,8 @@ def _run_decoder(size: ModelSize, dtype: Any) -> None:
     """A training step with and without dropout, evaluation, and a step of generation."""
     import torch
 
-    from lorgnette.engine.cuda_graphs import BatchShape, StaticInputs
+    from lorgnette.engine.batch_shapes import BatchShape
+    from lorgnette.engine.cuda_graphs import StaticInputs
     from lorgnette.engine.fast import FastEngine
     from lorgnette.engine.loading import allocate_decoder
     from lorgnette.inference.generator import Generator

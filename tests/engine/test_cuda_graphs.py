@@ -1,10 +1,8 @@
-"""Padded shapes cover their batches, and padding is hidden. (That it changes no number: test_fast.py.)"""
+"""Padding is hidden. (That it changes no number: test_fast.py.)"""
 
 import gc
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -13,7 +11,8 @@ import pytest
 import torch
 
 from lorgnette.config import TARGET_MODULES
-from lorgnette.engine.cuda_graphs import BatchShape, GraphStream, StaticInputs
+from lorgnette.engine.batch_shapes import BatchShape
+from lorgnette.engine.cuda_graphs import GraphStream, StaticInputs
 from lorgnette.engine.loading import allocate_decoder
 from lorgnette.lora.metadata import AdapterMetadata
 from lorgnette.models.adapter_shape import AdapterShape
@@ -21,7 +20,7 @@ from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.qwen2_vl.text_decoder import Decoder
 from lorgnette.processing.packing import pack
 from lorgnette.processing.processor import Processor
-from lorgnette.types import Encoded, Example, PackedBatch
+from lorgnette.types import Example, PackedBatch
 
 PackFn = Callable[[bool], PackedBatch]
 
@@ -37,18 +36,6 @@ def pack_with(tiny: Path, adapter_metadata: AdapterMetadata, conversations: list
 def decoder(tiny: Path) -> Decoder:
     text = BaseCheckpoint.from_folder(tiny).load_text_config()
     return allocate_decoder(AdapterShape(text, TARGET_MODULES, 4, 1.0), torch.device("cpu"), torch.float32)[0]
-
-
-@pytest.mark.parametrize("prefix_sharing", [False, True])
-def test_a_shape_fits_the_batch_it_was_padded_for(pack_with: PackFn, prefix_sharing: bool) -> None:
-    batch = pack_with(prefix_sharing)
-    exact, padded = BatchShape.from_batch(batch), BatchShape.from_batch(batch).pad()
-    assert exact.tokens == len(batch.input_ids) < padded.tokens
-    assert padded.fits(exact)
-    assert not exact.fits(exact), "no token is left for padding"
-    assert not replace(padded, tokens=padded.tokens * 4).fits(exact), "most of it would be padding"
-    for name in ("tokens", "last_layer_tokens", "labels"):
-        assert not replace(padded, **{name: getattr(exact, name) - 1}).fits(exact)
 
 
 @pytest.mark.parametrize("prefix_sharing", [False, True])
@@ -76,22 +63,6 @@ def test_padding_is_hidden_from_every_query(pack_with: PackFn, decoder: Decoder,
         assert part.dkv_tasks[:, 2].max() <= count
 
 
-@pytest.mark.parametrize("prefix_sharing", [False, True])
-def test_one_shape_covers_batches_of_similar_size(
-    tiny: Path, adapter_metadata: AdapterMetadata, example: Callable[..., Example], prefix_sharing: bool
-) -> None:
-    processor = Processor.from_folder(tiny, adapter_metadata.processor)
-    encoded: list[Encoded] = [
-        processor.encode(example(("user", 0, "Say:"), ("assistant", f"{i} " * (9 + i % 2)))) for i in range(99)
-    ]
-    rng = random.Random(1)
-    batches = [pack(rng.sample(encoded, 60), 10, prefix_sharing=prefix_sharing) for _ in range(20)]
-    short = pack(encoded[:20], 10, prefix_sharing=prefix_sharing)
-    shape = BatchShape.covering([*batches, short])
-    assert all(shape.fits(BatchShape.from_batch(batch)) for batch in batches)
-    assert not shape.fits(BatchShape.from_batch(short)), "the last step of an epoch would be padded to a whole step"
-
-
 def test_padding_labels_belong_to_no_segment(pack_with: PackFn, decoder: Decoder) -> None:
     """One row that received every padding label took longer to add up than attention took."""
     batch = pack_with(True)
@@ -100,17 +71,6 @@ def test_padding_labels_belong_to_no_segment(pack_with: PackFn, decoder: Decoder
     segments = static.batch.label_segments
     assert static.shape.labels > segments.offsets[-1] == len(batch.targets)
     assert segments.offsets.diff().max() == np.bincount(batch.label_indices).max()
-
-
-def test_a_padded_shape_has_a_spare_token() -> None:
-    for tokens in range(3, 3000, 37):
-        exact = BatchShape(tokens, tokens // 3 + 1, tokens // 2)
-        padded = exact.pad()
-        assert exact.tokens < padded.tokens <= max(exact.tokens * 1.07, exact.tokens + 16)
-        assert padded.fits(exact)
-        full = BatchShape(tokens, tokens, tokens)
-        assert full.pad().fits(full)
-        assert full.pad().last_layer_tokens < full.pad().tokens, "fewer queries than tokens mark the last layer"
 
 
 def test_kernels_get_pointers_of_one_alignment(decoder: Decoder) -> None:

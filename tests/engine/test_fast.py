@@ -3,11 +3,13 @@
 (Equality with transformers' numbers: parity/test_fast.py.)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -17,7 +19,8 @@ from torch import Tensor
 from lorgnette.config import TARGET_MODULES
 from lorgnette.device import release_workspaces
 from lorgnette.engine import fast, loading
-from lorgnette.engine.cuda_graphs import BatchShape, StaticInputs
+from lorgnette.engine.batch_shapes import BatchShape
+from lorgnette.engine.cuda_graphs import StaticInputs
 from lorgnette.engine.fast import FastEngine
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.lora.metadata import AdapterMetadata
@@ -182,23 +185,36 @@ def test_prefixes_are_shared_if_their_dropout_masks_are(make_engine: Callable[..
     assert make_engine(0.3).eval_prefix_sharing
 
 
-def test_graphs_are_captured_ahead_for_shares_of_other_sizes(
+def test_graphs_are_captured_ahead_for_all_sizes(
     make_engine: Callable[..., FastEngine], encoded: list[Encoded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One by one from the largest; every batch then has its graph."""
+    """From the largest; every batch then has its graph, also one that would be padded much."""
     engine, captured = make_engine(), list[BatchShape]()
     batches = [pack(encoded[:1] * n, 10) for n in (2, 12, 11, 2, 12)]
+    engine.features.prepare(batches[0].grids)
+    monkeypatch.setattr(engine, "_use_padding", True)
     monkeypatch.setattr(engine, "_graph_stream", SimpleNamespace(reserve=lambda size: None))
     monkeypatch.setattr(engine, "_use_graphs", True)
-    monkeypatch.setattr(engine, "_capture", lambda inputs: captured.append(inputs.shape))
-    monkeypatch.setattr(engine, "_replay", lambda graph: None)
-    for most, count in ((1, 1), (2, 2), (9, 3)):
+    monkeypatch.setattr(engine, "_open_graph_stream", lambda: engine._graph_stream)
+
+    @contextmanager
+    def capture() -> Iterator[torch.cuda.CUDAGraph]:
+        yield MagicMock(spec=torch.cuda.CUDAGraph)
+
+    monkeypatch.setattr(engine._graph_stream, "capture", capture, raising=False)
+    monkeypatch.setattr(engine, "_forward_backward", lambda inputs: captured.append(inputs.shape))
+    for repeats, count in ((1.0, 1), (1e9, 3)):
         captured.clear()
-        engine.capture_ahead(batches, most_graphs=most)
+        engine.drop_graphs()
+        engine.capture_ahead(batches, repeats=repeats)
         assert len(captured) == count
-        assert captured[0] == BatchShape.covering(batches)
-    assert [shape.tokens for shape in captured] == sorted((shape.tokens for shape in captured), reverse=True)
-    assert all(any(shape.fits(BatchShape.from_batch(batch)) for shape in captured) for batch in batches)
+        assert captured[0].covers(BatchShape.from_batch(batches[1]))
+        assert [shape.tokens for shape in captured] == sorted((shape.tokens for shape in captured), reverse=True)
+        for batch in batches:
+            inputs = engine._load_batch(batch)
+            assert inputs.graph is not None
+            assert inputs.shape in captured
+    assert set(engine._static_inputs) == set(captured), "no batch needed another shape"
 
 
 def test_the_shapes_that_were_used_last_are_kept(

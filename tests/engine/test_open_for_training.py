@@ -48,9 +48,9 @@ def test_the_adapter_is_initialized_or_resumed(
         loads.append(checkpoint.folder)
         return load(checkpoint, *rest, **options)
 
-    def check_capture(self: FastEngine, batches: Any, pool_bytes: int, most_graphs: int) -> None:
-        assert (pool_bytes, most_graphs) == (1000, 1)
-        capture(self, batches, pool_bytes, most_graphs)
+    def check_capture(self: FastEngine, batches: Any, pool_bytes: int, repeats: float) -> None:
+        assert (pool_bytes, repeats) == (1000, 3.5)
+        capture(self, batches, pool_bytes, repeats)
 
     monkeypatch.setattr(module, "load_decoder", record_load)
     monkeypatch.setattr(FastEngine, "capture_ahead", check_capture)
@@ -59,7 +59,7 @@ def test_the_adapter_is_initialized_or_resumed(
     features = build_features(checkpoint, processor.image_processor, CPU, torch.float32)
     pending = open_for_training(
         checkpoint, LoraSettings(rank=4, alpha=8), features, torch.float32, seed=5,
-        resume_from=saved if resumed else None, group_by_image=False, first_batches=[batch],
+        resume_from=saved if resumed else None, group_by_image=False, first_batches=[batch], repeats=3.5,
         fit=MemoryFit(1000, recompute_layers=1, peak_bytes=0, pool_bytes=1000, is_loaded_in_turn=in_turn),
     )  # fmt: skip
     pending.wait_for_tower()
@@ -125,9 +125,9 @@ def test_a_small_decoder_runs_as_in_training_and_evaluation(
     engines: list[Any] = []
     run = FastEngine.warmup
 
-    def record(self: FastEngine, batches: Any, most_graphs: int) -> Any:
+    def record(self: FastEngine, batches: Any, repeats: float) -> Any:
         engines.append(self)
-        return run(self, batches, most_graphs)
+        return run(self, batches, repeats)
 
     monkeypatch.setattr(FastEngine, "warmup", record)
     warm_up_decoder(shape, [batch], features, torch.float32, dropout)

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from lorgnette.config import TARGET_MODULES
-from lorgnette.engine.cuda_graphs import BatchShape, StaticInputs
+from lorgnette.engine.batch_shapes import BatchShape
+from lorgnette.engine.cuda_graphs import StaticInputs
 from lorgnette.engine.loading import load_decoder
 from lorgnette.kernels.dropout import Dropout
 from lorgnette.kernels.gather_sum import GatherSegments, build_segments

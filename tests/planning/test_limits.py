@@ -20,4 +20,4 @@ def test_a_padded_batch_has_a_spare_token_and_fewer_queries_than_tokens() -> Non
 
 def test_few_sizes_remain() -> None:
     assert len({pad_tokens(tokens) for tokens in range(1024, 2047)}) == 64
-    assert len({pad_labels(labels) for labels in range(1025, 2049)}) == 2
+    assert len({pad_labels(labels) for labels in range(1025, 2049)}) == 8

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lorgnette.config import TARGET_MODULES, LoraSettings, ProcessorSettings
-from lorgnette.engine.cuda_graphs import BatchShape, StaticInputs
+from lorgnette.engine.batch_shapes import BatchShape
+from lorgnette.engine.cuda_graphs import StaticInputs
 from lorgnette.engine.loading import load_decoder
 from lorgnette.engine.packed_attention import build_segments
 from lorgnette.engine.peft_engine import add_adapter, load_base_model

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -228,3 +229,11 @@ def test_progress_counts_the_images_of_the_data_only() -> None:
     for count in (16, 15):
         advance(count)
     assert counts == [("a", 16), ("b", 16), ("a", 14), ("b", 14)]
+
+
+def test_the_run_repeats_the_first_steps() -> None:
+    sampler: Any = SimpleNamespace(total_steps=62, batch_size=16)
+    assert setup.count_repeats(sampler, 1024, World()) == 1, "all steps are packed ahead"
+    assert setup.count_repeats(sampler, 496, World()) == 2
+    four: Any = SimpleNamespace(size=4)
+    assert setup.count_repeats(sampler, 496, four) == 0.5

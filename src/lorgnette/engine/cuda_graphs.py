@@ -1,14 +1,14 @@
-"""Capture and replay of micro-batches as CUDA graphs: padded shapes, static inputs, and the stream with its memory.
+"""Capture and replay of micro-batches as CUDA graphs: static inputs, and the stream with its memory.
 
-A graph has fixed sizes and fixed addresses, so every micro-batch is padded to a `BatchShape` and copied into the
-`StaticInputs` of that shape. Padding tokens are hidden from every query, and their labels weigh nothing.
+A graph has fixed sizes and fixed addresses, so every micro-batch is padded to a `BatchShape` (batch_shapes.py) and
+copied into the `StaticInputs` of that shape. Padding tokens are hidden from every query, and their labels weigh
+nothing.
 
 Knows nothing about the decoder's arithmetic.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,45 +17,12 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from lorgnette.device import allocate_graph, join_arrays, pause_garbage_collection, split_array
+from lorgnette.engine.batch_shapes import BatchShape
 from lorgnette.kernels.attention_plan import AttentionPlan, plan_attention
 from lorgnette.kernels.gather_sum import GatherSegments, build_segments
 from lorgnette.kernels.tiles import select_tiles
 from lorgnette.models.networks import Decoder, DecoderInputs
-from lorgnette.planning.limits import pad_labels, pad_last_layer_tokens, pad_tokens
 from lorgnette.types import PackedBatch
-
-
-@dataclass(frozen=True, slots=True)
-class BatchShape:
-    """Sizes of a micro-batch: tokens T, query tokens of the last layer M, labels R."""
-
-    tokens: int
-    last_layer_tokens: int
-    labels: int
-
-    @classmethod
-    def from_batch(cls, batch: PackedBatch) -> "BatchShape":
-        """The exact sizes, without padding."""
-        return cls(len(batch.input_ids), len(np.unique(batch.label_indices)), len(batch.targets))
-
-    @classmethod
-    def covering(cls, batches: Sequence[PackedBatch]) -> "BatchShape":
-        """One padded shape for the largest batch and all within 10 % of its size, so that they share one graph."""
-        shapes = [cls.from_batch(batch) for batch in batches]
-        tokens = max(shape.tokens for shape in shapes)
-        similar = [shape for shape in shapes if shape.tokens > 0.9 * tokens]
-        last_layer_tokens = max(shape.last_layer_tokens for shape in similar)
-        return cls(tokens, last_layer_tokens, max(shape.labels for shape in similar)).pad()
-
-    def pad(self) -> "BatchShape":
-        """The shape of the graph for a batch of this shape."""
-        tokens = pad_tokens(self.tokens)
-        return BatchShape(tokens, pad_last_layer_tokens(self.last_layer_tokens, tokens), pad_labels(self.labels))
-
-    def fits(self, shape: "BatchShape") -> bool:
-        """Whether a batch of `shape` can be padded to this shape, with at most 4 % + 32 tokens of padding."""
-        has_room = self.last_layer_tokens >= shape.last_layer_tokens and self.labels >= shape.labels
-        return has_room and 0 < self.tokens - shape.tokens <= shape.tokens // 24 + 32
 
 
 class StaticInputs:

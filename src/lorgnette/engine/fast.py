@@ -1,10 +1,11 @@
 """The fast engine: this project's decoder, forward and backward, on packed batches.
 
-On CUDA, the second micro-batch of a given padded shape is captured as a CUDA graph; later ones replay it. At the shapes
-of Qwen2-VL-2B a step launches 1,500 kernels, and the GPU runs them faster than the host can launch them one by one. The
-host never waits for the device inside a step.
+On CUDA a micro-batch of a given padded shape is captured as a CUDA graph; later ones replay it. At the shapes of
+Qwen2-VL-2B a step launches 1,500 kernels, and the GPU runs them faster than the host can launch them one by one. The
+host never waits for the device inside a step. The shapes of the steps to come are captured before the first step
+(batch_shapes.py). Of another shape
 
-    eager     1st micro-batch of a shape: compiles and loads what is still missing
+    eager     1st micro-batch: compiles and loads what is still missing
     capture   2nd: record the kernels without running them, then replay
     replay    from then on: copy the batch into the static inputs, launch the graph
 
@@ -19,7 +20,8 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from lorgnette.engine.base import refuse_oom_of_shards
-from lorgnette.engine.cuda_graphs import BatchShape, GraphStream, StaticInputs, allocate_levels
+from lorgnette.engine.batch_shapes import BatchShape, ShapePlan, count_capture_tokens, plan_shapes
+from lorgnette.engine.cuda_graphs import GraphStream, StaticInputs, allocate_levels
 from lorgnette.engine.loss_scale import allocate_loss_scale
 from lorgnette.features.image_features import Features
 from lorgnette.kernels.dropout import Dropout
@@ -64,6 +66,7 @@ class FastEngine:
         self.eval_prefix_sharing = True
         self._dropout, self._recompute_layers = dropout, recompute_layers
         self._static_inputs: dict[BatchShape, StaticInputs] = {}
+        self._shape_plan = ShapePlan()
         self._num_loads = 0
         self._level_embeds = allocate_levels(decoder, 0)
         self._graph_stream = self._open_graph_stream()
@@ -83,29 +86,29 @@ class FastEngine:
         return inputs.loss.clone()
 
     @torch.no_grad()
-    def warmup(self, batches: Sequence[PackedBatch], most_graphs: int = 1) -> None:
+    def warmup(self, batches: Sequence[PackedBatch], repeats: float = 1.0) -> None:
         """Run once as in training and once as in evaluation, without images, to compile and load every kernel.
 
-        most_graphs: as of `capture_ahead`. Another shape may select other variants of a kernel.
+        repeats: as of `capture_ahead`. Another shape may select other variants of a kernel.
         """
         num_layers = len(self.decoder.layers)
-        for inputs in self._iter_shapes(batches, most_graphs):
+        for inputs in self._iter_shapes(batches, repeats):
             self._run_eager(inputs)
             self.decoder.compute_losses(self.decoder.forward(inputs.x, inputs.batch, None, recompute_layers=num_layers))
 
-    def capture_ahead(self, batches: Sequence[PackedBatch], pool_bytes: int = 0, most_graphs: int = 1) -> None:
-        """Capture the graph that these batches will share, and replay it once to upload it to the device.
+    def capture_ahead(self, batches: Sequence[PackedBatch], pool_bytes: int = 0, repeats: float = 1.0) -> None:
+        """Capture the graphs that these batches will share, and replay each once to upload it to the device.
 
-        pool_bytes: what micro-batches need beside weights and adapter, taken from the device first. most_graphs: one
-        for the largest batches and all of about their size, the next for those that are left. Their steps then replay
-        the graph from the first one on. All kernels must be loaded, as after `warmup` of a smaller model. When memory
-        is short, nothing is captured; the first step then splits its micro-batches.
+        pool_bytes: what micro-batches need beside weights and adapter, taken from the device first. repeats: how often
+        the run has as many batches of these sizes; it sets the number of graphs (`plan_shapes`). Their steps then
+        replay a graph from the first one on. All kernels must be loaded, as after `warmup` of a smaller model. When
+        memory is short, nothing is captured; the first step then splits its micro-batches.
         """
         if self._graph_stream is None:
             return
         with suppress(torch.OutOfMemoryError), self._drop_graphs_on_oom():
             self._graph_stream.reserve(pool_bytes)
-            for inputs in self._iter_shapes(batches, most_graphs):
+            for inputs in self._iter_shapes(batches, repeats):
                 if self._use_graphs:
                     self._replay(self._capture(inputs))
         self.flat_grad.zero_()
@@ -115,7 +118,7 @@ class FastEngine:
         """Cross-entropy of every label, in fp32, without dropout."""
         num_layers = len(self.decoder.layers)
         with refuse_oom_of_shards(self.shards, len(batch.input_ids)):
-            inputs = self._load_batch(batch)
+            inputs = self._load_batch(batch, is_training=False)
             with self._on_graph_stream():
                 context = self.decoder.forward(inputs.x, inputs.batch, None, recompute_layers=num_layers)
                 losses = self.decoder.compute_losses(context)
@@ -147,13 +150,13 @@ class FastEngine:
         self.sync_weights()
 
     @torch.no_grad()
-    def _load_batch(self, batch: PackedBatch) -> StaticInputs:
+    def _load_batch(self, batch: PackedBatch, *, is_training: bool = True) -> StaticInputs:
         """Copy the batch into static inputs and write its embeddings."""
         # Integers: one host-to-device copy.
         exact = BatchShape.from_batch(batch)
         if self._use_padding:
-            matches = (inputs for shape, inputs in self._static_inputs.items() if shape.fits(exact))
-            inputs = next(matches, None) or self._allocate_inputs(exact.pad())
+            shape = self._shape_plan.select(exact) if is_training else exact.pad()
+            inputs = self._static_inputs.get(shape) or self._allocate_inputs(shape)
             self._num_loads += 1
             inputs.last_use = self._num_loads
         else:
@@ -171,19 +174,16 @@ class FastEngine:
             write_features(self.features.gather(batch.grids), indices, tokens, inputs.x, level_embeds)
         return inputs
 
-    def _iter_shapes(self, batches: Sequence[PackedBatch], most_graphs: int) -> Iterator[StaticInputs]:
-        """New static inputs for the largest batches and all of about their size, then for those that are left."""
-        while batches and most_graphs:
-            inputs = self._load_largest(batches)
+    def _iter_shapes(self, batches: Sequence[PackedBatch], repeats: float) -> Iterator[StaticInputs]:
+        """New static inputs for the shapes that are planned for these batches, the largest first, each filled with the
+        largest batch that it covers (its embeddings stay zero)."""
+        sizes = [BatchShape.from_batch(batch) for batch in batches]
+        self._shape_plan = plan_shapes(sizes, count_capture_tokens(self.decoder.config), repeats)
+        for shape in self._shape_plan.shapes:
+            inputs = self._allocate_inputs(shape)
+            covered = (i for i, size in enumerate(sizes) if shape.covers(size))
+            inputs.copy_from(batches[max(covered, key=lambda i: sizes[i].tokens)])
             yield inputs
-            batches = [batch for batch in batches if not inputs.shape.fits(BatchShape.from_batch(batch))]
-            most_graphs -= 1
-
-    def _load_largest(self, batches: Sequence[PackedBatch]) -> StaticInputs:
-        """New static inputs that cover the batches, filled with the largest one (its embeddings stay zero)."""
-        inputs = self._allocate_inputs(BatchShape.covering(batches))
-        inputs.copy_from(max(batches, key=lambda batch: len(batch.input_ids)))
-        return inputs
 
     def _allocate_inputs(self, shape: BatchShape) -> StaticInputs:
         """New static inputs, where there are `MAX_GRAPHS` in place of those that were not used for longest."""
@@ -216,6 +216,7 @@ class FastEngine:
     def drop_graphs(self) -> None:
         """Free all graphs and give their memory back to the GPU. The next micro-batches capture new ones."""
         self._static_inputs.clear()
+        self._shape_plan = ShapePlan()
         self._level_embeds = allocate_levels(self.decoder, 0)
         self._graph_stream = self._open_graph_stream()
         torch.cuda.empty_cache()

@@ -24,14 +24,14 @@ from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.networks import Decoder, find_tower_class
 from lorgnette.models.registry import VisionConfig, parse_configs
 from lorgnette.models.weight_loader import list_nf4_modules
-from lorgnette.planning.limits import MAX_GRAPHS_AHEAD, MAX_PATCHES_PER_CALL, WARMUP_LAYERS
+from lorgnette.planning.limits import MAX_PATCHES_PER_CALL, WARMUP_LAYERS
 from lorgnette.planning.memory import MemoryFit
 from lorgnette.types import ImageGrid, PackedBatch
 
 
 class PendingEngine(NamedTuple):
-    """Both waits raise LorgnetteError if files are broken or do not fit. build_engine captures the first graph; what is
-    free for it is known once the decoder is there."""
+    """Both waits raise LorgnetteError if files are broken or do not fit. build_engine captures the first graphs; what
+    is free for them is known once the decoder is there."""
 
     wait_for_tower: Callable[[], object]
     wait_for_decoder: Callable[[], Decoder]
@@ -49,6 +49,7 @@ def open_for_training(
     group_by_image: bool,
     fit: MemoryFit,
     first_batches: Sequence[PackedBatch],
+    repeats: float = 1.0,
     world: World = World(),
 ) -> PendingEngine:
     """Start loading a model that will be trained, and return at once.
@@ -67,14 +68,14 @@ def open_for_training(
     once (fit.is_loaded_in_turn), warm-ups, tower and decoder come one after the other.
 
     resume_from: the folder of a checkpoint or an adapter to start from. first_batches: micro-batches of the first
-    steps. world: the ranks over which the layers are cut, if the fit says so.
+    steps. repeats: as of `FastEngine.capture_ahead`. world: the ranks over which the layers are cut, if the fit
+    says so.
     """
     (text_config, vision_config), device = parse_configs(checkpoint.load_hf_config()), features.device
     shape, is_cuda = AdapterShape.from_settings(text_config, lora), device.type == "cuda"
     load, init, warm_tower, warm_decoder = (
         ThreadPoolExecutor(1, name) for name in ("load", "init adapter", "warm tower", "warm decoder")
     )
-    most_graphs = 1 if world.size == 1 else MAX_GRAPHS_AHEAD
     lazy_tower = features.lazy_tower if is_cuda and first_batches[0].grids else None
 
     # The adapter's values, on a stream of their own, once this stream has zeroed its memory. They stay, so they come
@@ -88,7 +89,7 @@ def open_for_training(
     if lazy_tower is not None:
         warmups.append(warm_tower.submit(warm_up_tower, vision_config, first_batches[0].grids, device, dtype))
     if is_cuda:
-        options = (dtype, lora.dropout, list_nf4_modules(checkpoint), most_graphs)
+        options = (dtype, lora.dropout, list_nf4_modules(checkpoint), repeats)
         warmups.append(warm_decoder.submit(warm_up_decoder, shape, first_batches, features, *options))
 
     if fit.is_loaded_in_turn:
@@ -123,7 +124,7 @@ def open_for_training(
         # The graphs leave room for AdamW's two moments, which come next: a step can be split, the optimizer cannot.
         moments = torch.empty(2, shape.num_params, device=device) if is_cuda else None
         # The replay inside may read a half-initialized adapter: nothing of it is kept, and the copy below follows.
-        engine.capture_ahead(batches, fit.pool_bytes, most_graphs)
+        engine.capture_ahead(batches, fit.pool_bytes, repeats)
         del moments
         adapter_init.result()
         engine.sync_weights()
@@ -160,11 +161,11 @@ def warm_up_decoder(
     dtype: torch.dtype,
     dropout: float,
     nf4_modules: Mapping[str, bool] = NO_MODULES,
-    most_graphs: int = 1,
+    repeats: float = 1.0,
 ) -> None:
     """The same for the decoder: a few layers forward and backward as in training, and forward as in evaluation.
 
-    nf4_modules: as of `allocate_decoder`. most_graphs: as of `FastEngine.warmup`.
+    nf4_modules: as of `allocate_decoder`. repeats: as of `FastEngine.capture_ahead`.
     """
     small = replace(shape, text=replace(shape.text, num_layers=WARMUP_LAYERS))
     with suppress(torch.OutOfMemoryError):
@@ -173,7 +174,7 @@ def warm_up_decoder(
             if isinstance(weight, torch.Tensor):  # NF4 is 0 already
                 weight.zero_()
         adapter = FlatLoraParams(small, features.device)
-        FastEngine(decoder, adapter, features, dropout=dropout).warmup(batches, most_graphs)
+        FastEngine(decoder, adapter, features, dropout=dropout).warmup(batches, repeats)
 
 
 def _init_adapter(

@@ -4,9 +4,8 @@ MAX_PATCHES_PER_CALL = 16384
 """Image patches in one call of the vision tower: bounds its memory and is enough to fill a GPU."""
 FEATURE_MEMORY_FRACTION = 0.25
 """Share of the free device memory that image features may use; the rest of them stay in pinned host memory."""
-MAX_GRAPHS_AHEAD = 3
-"""Captured before the first step by several ranks, whose shares differ more in size than steps do. A graph that one
-rank captures later holds up all."""
+MAX_GRAPHS_AHEAD = 8
+"""Captured before the first step. A graph that one of several ranks captures later holds up all."""
 WARMUP_LAYERS = 2
 """Layers of the small decoder that warms up the kernels: the last layer runs other shapes than those before it."""
 
@@ -22,7 +21,7 @@ def pad_last_layer_tokens(last_layer_tokens: int, padded_tokens: int) -> int:
 
 
 def pad_labels(labels: int) -> int:
-    return round_up(labels, 2)
+    return round_up(labels, 8)
 
 
 def pad_slots(slots: int) -> int:

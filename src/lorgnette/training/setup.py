@@ -144,7 +144,8 @@ def build_training(
     pending = open_for_training(
         data.checkpoint, settings.lora, features, dtype, seed=settings.seed,
         resume_from=resume_from or settings.adapter, group_by_image=settings.data.group_by_image,
-        fit=fit, first_batches=first_batches, world=world,
+        fit=fit, first_batches=first_batches, repeats=count_repeats(sampler, num_ahead, world),
+        world=world,
     )  # fmt: skip
     features.start_decoding(grids, world)
 
@@ -257,6 +258,11 @@ def _build_reference(
     load_adapter = partial(peft_engine.set_adapter_state, model)
     release = torch.cuda.empty_cache
     return TrainingSetup(engine, model, copy_adapter, load_adapter, release, features, data, fit.max_tokens)
+
+
+def count_repeats(sampler: BatchSampler, num_examples_ahead: int, world: World) -> float:
+    """How often one rank has as many micro-batches in the run as all ranks have in the steps that are packed ahead."""
+    return max(1.0, sampler.total_steps * sampler.batch_size / num_examples_ahead) / world.size
 
 
 def take_smallest_microbatches(fit: MemoryFit, terminal: Terminal, world: World) -> MemoryFit:
