@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lorgnette.config import TARGET_MODULES
 from lorgnette.engine.fast import FastEngine
 from lorgnette.engine.loading import (
+    allocate_decoder,
     build_features,
     explain_unsupported_inference,
     load_decoder,
@@ -182,3 +185,19 @@ def test_an_adapter_that_would_spoil_its_neighbors_is_refused(tiny: Path, saved:
         with pytest.raises(LorgnetteError, match=f"infinite or not a number in {str(dtype)[6:]}") as error:
             load_decoder_with_adapters(checkpoint, [SavedAdapter.load(saved), adapter], CPU, dtype)
     assert str(saved) in str(error.value)
+
+
+def test_the_matrices_of_all_layers_are_in_one_piece_of_memory(tiny: Path) -> None:
+    """They are aligned, and no two overlap."""
+    text = BaseCheckpoint.from_folder(tiny).load_text_config()
+    decoder, _ = allocate_decoder(AdapterShape(text, TARGET_MODULES, 4, 1.0), CPU, torch.float32)
+    tensors = [linear.weight for linear in decoder.linears]
+    tensors += [linear.bias for linear in decoder.linears if linear.bias is not None]
+    tensors += [norm for layer in decoder.layers for norm in layer.norms.values()]
+    places = sorted((tensor.storage_offset(), tensor.numel()) for tensor in tensors)
+    assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
+    assert len({start for start, _ in places}) == len(tensors) == text.num_layers * (4 + 1 + 2)
+    assert all(start % 256 == 0 for start, _ in places)
+    assert all(start + count <= after for (start, count), (after, _) in pairwise(places))
+    size = tensors[0].untyped_storage().nbytes() // 4
+    assert 0 <= size - sum(places[-1]) < 256, "nothing is left over"

@@ -1,11 +1,14 @@
 """Loads the fast engine's model: decoder, adapter and image features, without transformers and PEFT."""
 
+import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lorgnette.config import TARGET_MODULES, TargetModule
@@ -27,6 +30,8 @@ from lorgnette.models.weight_loader import Destination, WeightRows, list_nf4_mod
 from lorgnette.processing.image_processor import ImageProcessor
 
 NO_MODULES: Mapping[str, bool] = MappingProxyType({})
+_ALIGNMENT = 256
+"""Values between the first of two tensors in one piece of memory, or a multiple: 512 bytes, as torch aligns."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,16 @@ def allocate_decoder(
     size = max(map(operator.mul, heights, widths)) if nf4_modules else 0
     scratch = torch.empty(size, device=device, dtype=dtype)
     shards = None if shard_over is None else ShardedLayers(shard_over, scratch.new_empty)
-    layers = [_allocate_layer(layer_class, shape, i, scratch, nf4_modules, shards) for i in range(text.num_layers)]
+    allocate = scratch.new_empty
+    if not nf4_modules and shards is None:
+        # All matrices in one piece: torch would round each up, and put some into larger pieces that nobody else can
+        # use then.
+        counts = list[int]()
+        _allocate_layer(layer_class, shape, 0, partial(_count_values, counts), scratch, nf4_modules, None)
+        allocate = _split_memory(scratch.new_empty(text.num_layers * sum(counts)))
+    layers = [
+        _allocate_layer(layer_class, shape, i, allocate, scratch, nf4_modules, shards) for i in range(text.num_layers)
+    ]
     embedding = torch.empty(text.vocab_size, text.hidden_size, device=device, dtype=dtype)
     lm_head = embedding if text.tie_word_embeddings else torch.empty_like(embedding)
     norm = torch.empty(text.hidden_size, device=device, dtype=dtype)
@@ -177,6 +191,24 @@ def allocate_decoder(
                     f"{name}.bias": part for name, part in zip(names, torch.split(linear.bias, sizes), strict=True)
                 }
     return decoder_class(text, embedding, layers, norm, lm_head, shards), weights
+
+
+def _count_values(counts: list[int], *size: int) -> Tensor:
+    """A tensor without memory of this size, whose place in one piece of memory is added to the counts."""
+    counts.append(-(-math.prod(size) // _ALIGNMENT) * _ALIGNMENT)
+    return torch.empty(size, device="meta")
+
+
+def _split_memory(memory: Float[Tensor, " _"]) -> Callable[..., Tensor]:
+    """Gives parts of this memory, one after the other."""
+    used = list[int]()
+
+    def allocate(*size: int) -> Tensor:
+        start = sum(used)
+        _count_values(used, *size)
+        return memory[start : start + math.prod(size)].view(size)
+
+    return allocate
 
 
 def _split_weight(linear: LoraLinear, sizes: list[int]) -> Sequence[Destination]:
@@ -203,12 +235,14 @@ def _allocate_layer(
     layer_class: type[DecoderLayer],
     shape: AdapterShape,
     number: int,
+    allocate: Callable[..., Tensor],
     scratch: Tensor,
     nf4_modules: Mapping[str, bool],
     shards: ShardedLayers | None,
 ) -> DecoderLayer:
-    """scratch: as of QuantizedWeight, with the device and dtype of the weights."""
-    text, linears, allocate = shape.text, [], scratch.new_empty
+    """allocate: gives a matrix of some rows and columns, or a vector. scratch: as of QuantizedWeight, on the device of
+    the weights."""
+    text, linears = shape.text, []
     # Seven dropout streams per layer, one for each projection, so that no two masks of the model are the same.
     for group, first_stream in zip(FUSED_PROJECTIONS, (0, 3, 4, 6), strict=True):
         in_features, num_columns = shape.in_features(group[0]), shape.count_columns(group)
