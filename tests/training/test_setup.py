@@ -22,6 +22,7 @@ from lorgnette.engine.peft_engine import ReferenceEngine
 from lorgnette.errors import UsageError
 from lorgnette.lora.peft_files import WEIGHTS_FILE
 from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.planning import memory
 from lorgnette.planning.memory import GIB, MemoryFit
 from lorgnette.processing.dropout_keys import derive_step_key
 from lorgnette.processing.image_processor import ImageProcessor
@@ -31,9 +32,10 @@ from lorgnette.report.console import Terminal
 from lorgnette.training import setup
 from lorgnette.training.checkpoint import STATE_FILE
 from lorgnette.training.data_module import TrainingData
+from lorgnette.training.feature_stage import limit_progress
 from lorgnette.training.optimizer import Optimizer
 from lorgnette.training.sampler import BatchSampler
-from lorgnette.training.setup import TrainingSetup, limit_progress
+from lorgnette.training.setup import TrainingSetup
 from lorgnette.training.trainer import MAX_TOKENS
 from tests.ranks import run_ranks
 
@@ -104,6 +106,37 @@ def test_a_training_is_fitted_into_the_memory_that_is_free(
     assert (fit(0.3, kept_tokens=longest + 1).recompute_layers > 0) == (engine == "fast")
     monkeypatch.setattr(setup, "has_known_sizes", lambda config: False)
     assert fit(0.3).max_tokens == settings.train.max_tokens_per_microbatch, "nothing is predicted"
+
+
+def test_the_vision_tower_stays_where_memory_allows(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, terminal: Terminal
+) -> None:
+    """Features of many images are made beside the steps; nothing else is reduced for it."""
+    monkeypatch.setattr(memory, "MIN_IMAGES_BESIDE_STEPS", 6)
+    settings = make_settings()
+    data = TrainingData.load(settings, terminal)
+    sampler = BatchSampler(data.examples, settings.train, settings.seed, group_by_image=False)
+
+    def fit(free: int, loaded: MemoryFit | None = None, on_bad_row: str = "error", engine: Any = "fast") -> MemoryFit:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 0))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+        rows = settings.data.model_copy(update={"on_bad_row": on_bad_row})
+        chosen = settings.model_copy(update={"data": rows})
+        return setup.fit_to_memory(chosen, data, sampler, engine, torch.device("cuda"), terminal, None, loaded)
+
+    kept, plain = fit(4 * GIB), fit(4 * GIB, on_bad_row="skip")
+    assert (kept.keeps_tower, plain.keeps_tower) == (True, False)
+    assert kept.peak_bytes > plain.peak_bytes
+    least = next(free for free in range(2**28, 4 * GIB, 2**20) if fit(free).keeps_tower)
+    below = fit(least - 2**20)
+    assert not below.keeps_tower
+    assert below == fit(least - 2**20, on_bad_row="skip")
+    assert (below.max_tokens, below.recompute_layers, below.is_loaded_in_turn) == (kept.max_tokens, 0, False)
+    assert fit(4 * GIB, loaded=kept).keeps_tower
+    assert not fit(4 * GIB, loaded=plain).keeps_tower
+    assert not fit(4 * GIB, engine="reference").keeps_tower
+    monkeypatch.setattr(memory, "MIN_IMAGES_BESIDE_STEPS", 7)
+    assert fit(4 * GIB) == plain
 
 
 def test_a_resumed_run_keeps_its_micro_batches(prepare_run: PrepareRun, saved: Path, tmp_path: Path) -> None:

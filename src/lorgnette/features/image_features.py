@@ -197,7 +197,7 @@ class Features:
         is_live: bool,
         disk_cache: FeatureDiskCache | None = None,
     ) -> None:
-        self._tower, self._image_processor, self._is_live = tower, image_processor, is_live
+        self._tower, self.image_processor, self._is_live = tower, image_processor, is_live
         self.device = tower.device
         self._disk_cache = None if is_live else disk_cache
         self._writer, self._writes = ThreadPoolExecutor(1, "feature disk cache"), list[Future[None]]()
@@ -218,7 +218,7 @@ class Features:
     @cached_property
     def _patchifier(self) -> Patchifier:
         dtype, size = self._tower.dtype, MAX_PATCHES_PER_CALL
-        return Patchifier(self._image_processor, self.device, dtype, max_patches=size)
+        return Patchifier(self.image_processor, self.device, dtype, max_patches=size)
 
     @property
     def lazy_tower(self) -> LazyTower | None:
@@ -232,8 +232,6 @@ class Features:
         Later, the decoding threads would hold Python's lock against the thread that launches the tower's kernels.
         """
         self._started = self._start_decoding(self._select_share(grids, world), world.local_size)
-        if self._disk_cache is None or self._disk_cache.is_empty:
-            _ = self._patchifier  # pins its memory before the device is busy
 
     def prepare(
         self,
@@ -250,6 +248,37 @@ class Features:
         images = list(dict.fromkeys(grids))
         errors = self._prepare_share(self._select_share(images, world), on_progress, world)
         return errors if world.size == 1 else self._exchange(images, errors, world)
+
+    def load_groups(
+        self, groups: Sequence[Sequence[ImageGrid]], pool: DecodePool, num_ranks: int = 1
+    ) -> Iterator[dict[ImageGrid, ImageContent]]:
+        """Start loading images, for `add_group`. num_ranks: as of `DecodePool.start`."""
+        loading = pool.start(groups, self._choose_loader(pool), num_ranks)
+        if self._disk_cache is None or self._disk_cache.is_empty:
+            _ = self._patchifier  # pins its memory before the device is busy
+        return loading
+
+    def add_group(
+        self, group: Mapping[ImageGrid, ImageContent], *, is_shared: bool = False
+    ) -> dict[ImageGrid, LorgnetteError]:
+        """Keep the group's features, those without any in one call of the tower; with a trained tower, its pixels.
+
+        is_shared: other ranks will read them from the disk cache. Returns the images that cannot be decoded.
+        """
+        contents = {grid: image.content for grid, image in group.items()}
+        pixels = {grid: content for grid, content in contents.items() if isinstance(content, np.ndarray)}
+        keys = {grid: image.key for grid, image in group.items() if image.key is not None}
+        if self._is_live:
+            self._pixels |= pixels
+        else:
+            cached = {grid: content for grid, content in contents.items() if isinstance(content, Tensor)}
+            self.num_cached += len(cached)
+            (self._storage.map if is_shared else self._storage.add_mapped)(cached)
+            if pixels:
+                self._encode(pixels, keys, is_shared=is_shared)
+        if is_shared:
+            self._keys |= keys
+        return {grid: content for grid, content in contents.items() if isinstance(content, LorgnetteError)}
 
     def release_tower(self) -> None:
         """Free the memory of the tower and of the patches, if no more images are expected soon."""
@@ -296,7 +325,7 @@ class Features:
 
     def _start_decoding(self, grids: Iterable[ImageGrid], num_ranks: int) -> Iterator[dict[ImageGrid, ImageContent]]:
         new = [grid for grid in dict.fromkeys(grids) if grid not in self]
-        return self.decode_pool.start(list(split_into_groups(new)), self._choose_loader(), num_ranks)
+        return self.load_groups(list(split_into_groups(new)), self.decode_pool, num_ranks) if new else iter(())
 
     def _prepare_share(
         self, grids: Iterable[ImageGrid], on_progress: Callable[[int], None], world: World
@@ -306,20 +335,7 @@ class Features:
         groups, self._started = self._started, None
         is_shared = world.size > 1 and self._disk_cache is not None
         for group in groups or self._start_decoding(grids, world.local_size):
-            contents = {grid: image.content for grid, image in group.items()}
-            errors |= {grid: content for grid, content in contents.items() if isinstance(content, LorgnetteError)}
-            pixels = {grid: content for grid, content in contents.items() if isinstance(content, np.ndarray)}
-            keys = {grid: image.key for grid, image in group.items() if image.key is not None}
-            if self._is_live:
-                self._pixels |= pixels
-            else:
-                cached = {grid: content for grid, content in contents.items() if isinstance(content, Tensor)}
-                self.num_cached += len(cached)
-                (self._storage.map if is_shared else self._storage.add_mapped)(cached)
-                if pixels:
-                    self._encode(pixels, keys, is_shared=is_shared)
-            if is_shared:
-                self._keys |= keys
+            errors |= self.add_group(group, is_shared=is_shared)
             on_progress(len(group))
         return errors
 
@@ -365,7 +381,7 @@ class Features:
             raise own_error
         return failed
 
-    def _choose_loader(self) -> Callable[[ImageGrid], ImageContent]:
+    def _choose_loader(self, pool: DecodePool) -> Callable[[ImageGrid], ImageContent]:
         """What loads an image on a thread: its features from the disk cache, if any image has them there, else its
         pixels."""
         disk_cache = self._disk_cache
@@ -378,7 +394,7 @@ class Features:
                     features = disk_cache.get(key)
                     if features is not None and len(features) == grid.num_tokens:
                         return ImageContent(key, features)
-                new_key, pixels = self.decode_pool.decode(grid, has_key=disk_cache is not None and is_empty)
+                new_key, pixels = pool.decode(grid, has_key=disk_cache is not None and is_empty)
                 return ImageContent(key or new_key, pixels)
             except DecodeProcessError:
                 raise

@@ -38,6 +38,8 @@ Items = Mapping[str, int]
 """Bytes by purpose."""
 
 GIB = 2**30
+MIN_IMAGES_BESIDE_STEPS = 4096
+"""Features of fewer images are made before the first step, in a few seconds."""
 _WORKSPACE = 32 * 2**20  # cuBLAS's, of each stream on Hopper
 _DRIVER_BYTES = GIB  # of a card: the driver, CUDA's context and kernels, and a desktop
 _CONTEXT_BYTES = GIB // 2  # CUDA's context, which torch does not count
@@ -61,11 +63,12 @@ class Workload:
     bytes_per_value: of a weight, 2 or 4. is_float16: these two bytes are float16, whose range is too small for the
     vision tower's sums. num_graphs: CUDA graphs of the training. feature_tokens: image tokens of all distinct images.
     loads_tower: whether the fast engine loads the vision tower to compute features (the reference engine always has
-    it). is_loaded_in_turn: warm-up, tower and decoder one after the other, which needs less memory at the start.
-    trained_patches: patches of the largest micro-batch if the vision blocks are trained; they then save activations,
-    and features are not stored. answer_tokens: of the longest prompt and its answer. nf4_values: values of the
-    decoder's matrices that are held in NF4, in nf4_bytes. num_shards: GPUs that hold a part each of the decoder's
-    layers, and gather one layer after the other.
+    it). keeps_tower: whether it stays, because features are made beside the steps. is_loaded_in_turn: warm-up, tower
+    and decoder one after the other, which needs less memory at the start. trained_patches: patches of the largest
+    micro-batch if the vision blocks are trained; they then save activations, and features are not stored.
+    answer_tokens: of the longest prompt and its answer. nf4_values: values of the decoder's matrices that are held in
+    NF4, in nf4_bytes. num_shards: GPUs that hold a part each of the decoder's layers, and gather one layer after the
+    other.
     """
 
     engine: EngineName
@@ -82,6 +85,7 @@ class Workload:
     num_graphs: int = 1
     feature_tokens: int = 0
     loads_tower: bool = False
+    keeps_tower: bool = False
     is_loaded_in_turn: bool = False
     trained_patches: int = 0
     answer_tokens: int = 0
@@ -102,7 +106,7 @@ class Workload:
     ) -> "Workload":
         """largest: tokens and labels of the largest micro-batch; grids: the distinct images of all examples. dtype=auto
         counts as bfloat16. num_gpus: that train together."""
-        (text, vision), lora = parse_sizes(hf_config), settings.lora
+        (text, vision), lora, grids = parse_sizes(hf_config), settings.lora, list(grids)
         max_tokens, prefix_sharing = settings.train.max_tokens_per_microbatch, engine == "fast"
         trees = build_prefix_trees(held_out, max_tokens, prefix_sharing=prefix_sharing)
         eval_tokens, eval_labels = max(((tree.num_tokens, tree.num_labels) for tree in trees), default=(0, 0))
@@ -122,6 +126,7 @@ class Workload:
             num_graphs=_count_graphs(num_gpus) + 1,  # the shorter last step of an epoch has another
             feature_tokens=sum(grid.num_tokens for grid in grids),
             loads_tower=True,
+            keeps_tower=can_overlap_features(settings, engine, len(grids), num_gpus),
             trained_patches=largest[0] * vision.merge_size**2 if "vision" in lora.parts else 0,
             answer_tokens=longest_answer,
             nf4_values=nf4_values,
@@ -181,7 +186,7 @@ class MemoryFit:
     """Micro-batches of at most `max_tokens` tokens, with `recompute_layers` layers recomputed.
 
     peak_bytes: reserved. pool_bytes: of these, for micro-batches. feature_bytes: of image features on the device.
-    is_loaded_in_turn, num_shards: as in `Workload`.
+    is_loaded_in_turn, num_shards, keeps_tower: as in `Workload`.
     """
 
     max_tokens: int
@@ -191,6 +196,16 @@ class MemoryFit:
     feature_bytes: int = 0
     is_loaded_in_turn: bool = False
     num_shards: int = 1
+    keeps_tower: bool = False
+
+
+def can_overlap_features(settings: Settings, engine: EngineName, num_images: int, num_gpus: int) -> bool:
+    """Whether features are made beside the steps, if the vision tower fits there: of many images, on one GPU.
+
+    Not where rows of images that cannot be decoded are left out: the examples of a step depend on all rows.
+    """
+    is_long = num_images >= MIN_IMAGES_BESIDE_STEPS
+    return is_long and engine == "fast" and num_gpus == 1 and settings.data.on_bad_row == "error"
 
 
 def predict_memory(workload: Workload) -> MemoryEstimate:
@@ -245,13 +260,14 @@ def find_fit(
 ) -> MemoryFit | None:
     """Reduce as little as possible until the run fits. None if nothing is enough.
 
-    First the start, which may be slower; then the image features on the device, which then come from the host; then the
-    tokens of a micro-batch, which costs almost no time, down to the longest example; then recompute layers.
-    loaded: what the start was; it is over, and its image features stay where they are.
+    First the vision tower, which may make all features before the steps; then the start, which may be slower; then the
+    image features on the device, which then come from the host; then the tokens of a micro-batch, which costs almost no
+    time, down to the longest example; then recompute layers. loaded: what the start was; it is over, and its image
+    features stay where they are.
     """
     kept_bytes = loaded.feature_bytes if loaded else 0
     available_bytes -= kept_bytes
-    workload = _reduce_start(workload, available_bytes, is_loaded=loaded is not None)
+    workload = _reduce_start(workload, available_bytes, loaded)
 
     def compute_peak(max_tokens: int) -> int:
         return predict_memory(workload.limit_tokens(max_tokens)).peak_bytes
@@ -260,7 +276,10 @@ def find_fit(
         peak = predict_memory(reduced).peak_bytes + kept_bytes
         features = kept_bytes + reduced.feature_tokens * _count_feature_bytes(workload)
         pool, layers = compute_pool_bytes(reduced), reduced.recompute_layers
-        return MemoryFit(max_tokens, layers, peak, pool, features, workload.is_loaded_in_turn, workload.num_shards)
+        return MemoryFit(
+            max_tokens, layers, peak, pool, features,
+            workload.is_loaded_in_turn, workload.num_shards, workload.keeps_tower,
+        )  # fmt: skip
 
     low, high = longest_example, workload.max_tokens
     if compute_peak(high) <= available_bytes:
@@ -288,10 +307,11 @@ def compute_pool_bytes(workload: Workload) -> int:
     return -(-int(need * gaps) // 2**21) * 2**21
 
 
-def _reduce_start(workload: Workload, available_bytes: int, *, is_loaded: bool) -> Workload:
-    """With the features that may stay on the device, loaded in turn if need be. is_loaded: all of that is past."""
-    if is_loaded:
-        return replace(workload, loads_tower=False, feature_tokens=0)
+def _reduce_start(workload: Workload, available_bytes: int, loaded: MemoryFit | None) -> Workload:
+    """With the features that may stay on the device, without the tower and loaded in turn if need be. loaded: all of
+    that is past."""
+    if loaded is not None:
+        return replace(workload, loads_tower=False, feature_tokens=0, keeps_tower=loaded.keeps_tower)
     tower = workload.tower_bytes_per_value * _count_weights(workload.vision)
     held = _count_weight_bytes(workload)
     if workload.num_shards > 1:
@@ -300,6 +320,8 @@ def _reduce_start(workload: Workload, available_bytes: int, *, is_loaded: bool) 
     free = max(available_bytes - held - tower, 0)
     max_tokens = int(limits.FEATURE_MEMORY_FRACTION * free) // _count_feature_bytes(workload)
     workload = replace(workload, feature_tokens=min(workload.feature_tokens, max_tokens))
+    if predict_memory(workload).peak_bytes > available_bytes:
+        workload = replace(workload, keeps_tower=False)
     if workload.engine == "fast" and predict_memory(workload).peak_bytes > available_bytes:
         workload = replace(workload, is_loaded_in_turn=True)
     excess = max(predict_memory(workload).peak_bytes - available_bytes, 0)
@@ -337,6 +359,9 @@ def _predict_fast(workload: Workload) -> MemoryEstimate:
         static["one matrix of NF4 in full"] = max(matrices)
     if workload.num_shards > 1:
         static |= _shard_layers(static["weights"], sum(matrices), 2, workload)
+    if workload.keeps_tower:
+        call = _predict_feature_phase(workload, 0)
+        static |= {"vision tower": call["vision tower"], "patches": call["patches"]}
     if workload.answer_tokens:
         # A few prompts are answered in memory of their own, which torch then keeps; one prompt at a time, if need be.
         prompt = workload.answer_tokens * (_count_saved_fast(workload) + size * (widest + 2 * hidden))
@@ -446,7 +471,9 @@ def _predict_feature_phase(workload: Workload, weights: int) -> dict[str, int]:
     widest = 2 * vision.embed_dim + max(3 * vision.embed_dim, copies * vision.intermediate_size) + vision.patch_dim
     in_float32 = 2 * vision.embed_dim if workload.is_float16 and workload.engine == "fast" else 0  # x alone
     tokens = 0 if workload.trained_patches else workload.feature_tokens
-    patches = min(limits.MAX_PATCHES_PER_CALL, tokens * vision.merge_size**2)
+    patches = limits.MAX_PATCHES_PER_CALL
+    if not workload.keeps_tower:
+        patches = min(patches, tokens * vision.merge_size**2)
     return {
         "weights": weights,
         "vision tower": size * _count_weights(vision),

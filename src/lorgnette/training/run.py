@@ -81,8 +81,8 @@ def run_training(
         # Build the model. The reference sample's image is encoded together with those of the data.
         sample = make_sample(data.processor, metadata.prompt)
         setup = build_training(
-            settings, data, device, dtype, resume_from=checkpoint, extra_grids=sample.grids, timer=timer,
-            terminal=terminal, world=world,
+            settings, data, device, dtype, resume_from=checkpoint, step=step or 0, extra_grids=sample.grids,
+            timer=timer, terminal=terminal, world=world,
         )  # fmt: skip
         data = setup.data
         held_out = data.held_out.conversations
@@ -144,7 +144,7 @@ def run_training(
             for tracker in trackers:
                 tracker.log_predictions(rows, trainer.step)
         finally:
-            error = setup.features.close()
+            error = setup.close()
             if error is not None:
                 terminal.warn(f"image features are not cached on disk: {error}")
             for tracker in trackers:
@@ -201,7 +201,7 @@ def _build_trainer(
     data, max_tokens = setup.data, setup.max_tokens_per_microbatch
     by_image = settings.data.group_by_image
     sampler = BatchSampler(data.examples, settings.train, settings.seed, group_by_image=by_image)
-    trainer = Trainer(setup.engine, sampler, data.held_out, settings.train, max_tokens, world)
+    trainer = Trainer(setup.engine, sampler, data.held_out, settings.train, max_tokens, world, setup.pipeline)
     if checkpoint is not None:
         restore_checkpoint(trainer, checkpoint, device)
         terminal.print(f"resumed    at step {trainer.step} of {trainer.total_steps}")

@@ -19,6 +19,7 @@ from lorgnette.engine.select import select_engine, select_prefix_sharing
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.disk_cache import FeatureDiskCache, open_disk_cache, open_exchange
 from lorgnette.features.image_features import Features
+from lorgnette.features.pipeline import FeaturePipeline
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.registry import has_known_sizes, parse_configs
@@ -27,6 +28,7 @@ from lorgnette.planning.memory import (
     EngineName,
     MemoryFit,
     Workload,
+    can_overlap_features,
     compute_free_bytes,
     compute_left_bytes,
     find_fit,
@@ -37,6 +39,8 @@ from lorgnette.report.stage_timer import StageTimer
 from lorgnette.training.batch_stats import count_steps
 from lorgnette.training.checkpoint import read_max_tokens
 from lorgnette.training.data_module import TrainingData
+from lorgnette.training.feature_stage import FeatureStage
+from lorgnette.training.kernel_stage import wait_for_kernels
 from lorgnette.training.optimizer import warm_up_optimizer
 from lorgnette.training.sampler import BatchSampler
 from lorgnette.types import ImageGrid
@@ -56,7 +60,7 @@ class TrainingSetup:
 
     engine: what the trainer steps; model: what generates answers; copy_adapter: copies the LoRA factors to the CPU;
     load_adapter: puts such a copy in their place; release_memory: frees what only steps need; data: without the rows
-    whose images cannot be decoded.
+    whose images cannot be decoded. pipeline: makes the features that are not there yet, beside the steps.
     """
 
     engine: Engine
@@ -67,6 +71,13 @@ class TrainingSetup:
     features: Features
     data: TrainingData
     max_tokens_per_microbatch: int
+    pipeline: FeaturePipeline | None = None
+
+    def close(self) -> LorgnetteError | None:
+        """As `Features.close`."""
+        if self.pipeline is not None:
+            self.pipeline.close()
+        return self.features.close()
 
 
 def build_training(
@@ -76,41 +87,25 @@ def build_training(
     dtype: torch.dtype,
     *,
     resume_from: Path | None,
+    step: int = 0,
     extra_grids: Sequence[ImageGrid] = (),
     timer: StageTimer,
     terminal: Terminal,
     world: World = World(),
     on_image: ProgressCallback = lambda count, note="": None,
 ) -> TrainingSetup:
-    """Load the weights, add the adapter and encode the images.
+    """Load the weights, add the adapter and encode the images; of many images those that the first step needs.
 
-    resume_from: a checkpoint's folder; without one, training starts from `settings.adapter`, if set. extra_grids:
-    images to encode that are not in the data. on_image: is told of encoded images, as the terminal is. Every rank of
-    the world calls this, and encodes its share of the images. Raises LorgnetteError for broken files, UsageError if
-    engine=fast cannot train this model.
+    resume_from: a checkpoint's folder; without one, training starts from `settings.adapter`, if set. step: where the
+    training goes on. extra_grids, on_image: as of FeatureStage. Every rank of the world calls this, and encodes its
+    share of the images. Raises LorgnetteError for broken files, UsageError if engine=fast cannot train this model.
     """
     engine, reason = select_engine(settings, data.checkpoint.load_hf_config(), on_gpu=device.type == "cuda")
     terminal.print(f"engine     {engine}{f' ({reason})' if reason else ''}")
-    grids = [*data.grids, *extra_grids]
-
-    def compute_image_features(features: Features) -> TrainingData:
-        """Encode the images; returns the data without those that cannot be decoded."""
-        num_images = len(grids) - len(extra_grids)
-        with (
-            timer("features"),
-            world.status.phase("images"),
-            terminal.show_progress("images", num_images) as show,
-        ):
-            advance = limit_progress(num_images, show, on_image)
-            on_progress = world.share_progress(f"images on {world.machine}", advance)
-            errors = features.prepare(grids, on_progress=on_progress, world=world)
-            advance(num_images)  # what other ranks have made since this one was done
-            features.release_tower()
-        timer.record("decoding", features.decode_pool.wait_seconds)
-        return data.drop_images(errors, settings.data.on_bad_row, terminal)
+    sampler = BatchSampler(data.examples, settings.train, settings.seed, group_by_image=settings.data.group_by_image)
+    stage = FeatureStage(settings, data, sampler, extra_grids, timer, terminal, world, on_image)
 
     # Size the micro-batches.
-    sampler = BatchSampler(data.examples, settings.train, settings.seed, group_by_image=settings.data.group_by_image)
     kept_tokens = read_max_tokens(resume_from) if resume_from else None
     in_dtype = settings.model_copy(update={"dtype": f"{dtype}".removeprefix("torch.")})
 
@@ -123,7 +118,7 @@ def build_training(
         text = f"each of {fit.num_shards} GPUs holds a part of every layer, and gathers the one that computes"
         terminal.print(f"layers     {text}")
     if engine == "reference":
-        return _build_reference(settings, data, device, dtype, resume_from, compute_image_features, fit, timer, world)
+        return _build_reference(settings, stage, device, dtype, resume_from, fit)
 
     # Pack the first steps: they determine the CUDA graphs to capture.
     prefix_sharing = select_prefix_sharing(settings, "fast")
@@ -141,18 +136,24 @@ def build_training(
     pool = ThreadPoolExecutor(1, "warm up optimizer")
     optimizer_warmup = pool.submit(warm_up_optimizer, device, dtype, settings.train)
     pool.shutdown(wait=False)
+    if fit.is_loaded_in_turn:
+        wait_for_kernels(timer, terminal)
     pending = open_for_training(
         data.checkpoint, settings.lora, features, dtype, seed=settings.seed,
         resume_from=resume_from or settings.adapter, group_by_image=settings.data.group_by_image,
         fit=fit, first_batches=first_batches, repeats=count_repeats(sampler, num_ahead, world),
         world=world,
     )  # fmt: skip
-    features.start_decoding(grids, world)
+    pipeline = stage.start_pipeline(features, step) if fit.keeps_tower else None
+    if pipeline is None:
+        stage.start(features)
+
+    wait_for_kernels(timer, terminal)
 
     # The vision tower first: the decoder is read while it computes features.
     with timer("weights"):
         pending.wait_for_tower()
-    usable_data = compute_image_features(features)
+    usable_data = stage.run(features, pipeline)
     if num_damaged := sum(world.gather_objects(disk_cache.num_damaged if disk_cache else 0)):
         terminal.warn(f"features of {num_damaged} images were damaged on disk, and are computed again")
 
@@ -176,7 +177,9 @@ def build_training(
     copy_adapter, load_adapter, release, max_tokens = (
         fast.adapter.copy_to_cpu, fast.load_adapter, fast.drop_graphs, refit.max_tokens
     )  # fmt: skip
-    return TrainingSetup(fast, model, copy_adapter, load_adapter, release, features, usable_data, max_tokens)
+    return TrainingSetup(
+        fast, model, copy_adapter, load_adapter, release, features, usable_data, max_tokens, pipeline
+    )  # fmt: skip
 
 
 def _open_disk_cache(
@@ -200,31 +203,15 @@ def _open_disk_cache(
     return open_exchange(parse_configs(checkpoint.load_hf_config())[1].feature_width, dtype, world)
 
 
-def limit_progress(total: int, *callbacks: ProgressCallback) -> ProgressCallback:
-    """Counts at most `total` for the callbacks: images that are not in the data come on top."""
-    left = total
-
-    def advance_at_most(count: int, note: str = "") -> None:
-        nonlocal left
-        count = min(count, left)
-        left -= count
-        for advance in callbacks:
-            advance(count, note)
-
-    return advance_at_most
-
-
 def _build_reference(
     settings: Settings,
-    data: TrainingData,
+    stage: FeatureStage,
     device: torch.device,
     dtype: torch.dtype,
     resume_from: Path | None,
-    compute_image_features: Callable[[Features], TrainingData],
     fit: MemoryFit,
-    timer: StageTimer,
-    world: World,
 ) -> TrainingSetup:
+    data, timer, world = stage.data, stage.timer, stage.world
     with timer("transformers"):
         from lorgnette.engine import peft_engine
         from lorgnette.engine.fsdp_layers import load_sharded_model
@@ -242,7 +229,7 @@ def _build_reference(
     if world.size > 1 and not is_live and has_known_sizes(hf_config):
         exchange = open_exchange(parse_configs(hf_config)[1].feature_width, tower.dtype, world)
     features = Features(tower, data.processor.image_processor, is_live=is_live, disk_cache=exchange)
-    data = compute_image_features(features)
+    data = stage.run(features)
     with timer("adapter"):
         _synchronize(device)
         if resume_from is None:
@@ -302,8 +289,9 @@ def fit_to_memory(
     config, can_pack = data.checkpoint.load_hf_config(), data.checkpoint.family.can_pack
     if device.type != "cuda" or not has_known_sizes(config):
         return loaded or MemoryFit(
-            max_tokens, 0, 0, num_shards=_select_num_shards(settings, engine, can_pack, world, lambda: True)
-        )
+            max_tokens, 0, 0, num_shards=_select_num_shards(settings, engine, can_pack, world, lambda: True),
+            keeps_tower=can_overlap_features(settings, engine, len(data.grids), world.size),
+        )  # fmt: skip
     if loaded is None:
         _connect_gpus(world, device)
         free = compute_free_bytes(torch.cuda.mem_get_info(device)[0], has_context=True, num_gpus=world.size)
@@ -327,7 +315,10 @@ def fit_to_memory(
     if fit is None:
         # The smallest, which may fit all the same: memory is then taken as it is needed.
         layers = workload.text.num_layers if engine == "fast" else 0
-        fit = MemoryFit(least, layers, free, is_loaded_in_turn=True, num_shards=num_shards)
+        keeps_tower = loaded is not None and loaded.keeps_tower
+        fit = MemoryFit(
+            least, layers, free, is_loaded_in_turn=True, num_shards=num_shards, keeps_tower=keeps_tower
+        )  # fmt: skip
     if kept_tokens is not None:
         fit = replace(fit, max_tokens=max_tokens)
     if loaded is not None and (fit.max_tokens, fit.recompute_layers) == (loaded.max_tokens, loaded.recompute_layers):

@@ -11,7 +11,7 @@ losses, the stop of one rank, the size of micro-batches.
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from lorgnette.config import TrainSettings
 from lorgnette.distributed import TAIL, World
 from lorgnette.engine.base import Engine
 from lorgnette.errors import LorgnetteError
+from lorgnette.features.pipeline import FeaturePipeline
 from lorgnette.processing.packing import split_into_microbatches
 from lorgnette.processing.rank_shares import split_between_ranks
 from lorgnette.training.auto_steps import AutoSteps, compute_eval_steps
@@ -31,7 +32,7 @@ from lorgnette.training.optimizer import MIN_LOSS_SCALE, Optimizer
 from lorgnette.training.random_state import get_rng_state, seed_rank
 from lorgnette.training.sampler import BatchSampler
 from lorgnette.training.step_counts import LOSS, RankCounts, StepCounts
-from lorgnette.types import Encoded, PackedBatch
+from lorgnette.types import Encoded, ImageGrid, PackedBatch
 
 MAX_ROWS_IN_ERROR = 16
 MAX_TOKENS = "max_tokens_per_microbatch"
@@ -134,10 +135,12 @@ class Trainer:
         settings: TrainSettings,
         max_tokens_per_microbatch: int | None = None,
         world: World = World(),
+        pipeline: FeaturePipeline | None = None,
     ) -> None:
-        """max_tokens_per_microbatch: fewer than the settings', if memory is short."""
+        """max_tokens_per_microbatch: fewer than the settings', if memory is short. pipeline: makes image features that
+        are not there before the first step."""
         self.engine, self.sampler, self.held_out, self.settings = engine, sampler, held_out, settings
-        self.world = world
+        self.world, self._pipeline = world, pipeline
         self.steps_per_epoch = sampler.steps_per_epoch
         self.auto_steps = _build_auto_steps(sampler, settings)
         self._flat_grad = engine.flat_grad
@@ -198,7 +201,8 @@ class Trainer:
 
         Returns False if `callbacks.should_stop` of any rank ended the run early, after a checkpoint. Raises
         LorgnetteError for a loss or gradient that is not finite and names the rows of that step; the parameters keep
-        their values from before it. In float16 a step whose gradient overflowed is skipped and reported instead.
+        their values from before it. In float16 a step whose gradient overflowed is skipped and reported instead. Raises
+        LorgnetteError, after a checkpoint, for an image that only now turns out to be damaged.
         """
         if self.step == 0 and self.world.size > 1:
             seed_rank(self.sampler.seed, 0, self.world)
@@ -212,7 +216,9 @@ class Trainer:
         eval_steps = self.settings.eval_steps or default
         save_steps = self.settings.save_steps or self.steps_per_epoch
         self._last_time = time.perf_counter()
-        for microbatches, wait_seconds in self._prefetch():
+        for microbatches, pack_seconds in self._prefetch():
+            wait_seconds = pack_seconds + self._prepare_images(microbatches, callbacks)
+
             # Launch forward, backward and update; on CUDA the host does not wait for them.
             self._launch_step(microbatches, wait_seconds, callbacks)
 
@@ -254,6 +260,19 @@ class Trainer:
         self._run_empty_passes(max(map(len, shares)) - len(shares[self.world.rank]), backward=False)
         losses: list[float] = self.world.gather_objects(loss)
         return sum(losses)
+
+    def _prepare_images(self, microbatches: Sequence[PackedBatch], callbacks: Callbacks) -> float:
+        """Make the features that the step lacks; the seconds waited for pixels. They are launched before the step."""
+        if self._pipeline is None:
+            return 0.0
+        before = self._pipeline.wait_seconds
+        errors = self._pipeline.prepare(grid for batch in microbatches for grid in batch.grids)
+        if errors:
+            self._drain(callbacks, 0)
+            if self.step > 0:
+                callbacks.on_save(self.step, self.gather_state())
+            raise self._build_image_error(errors)
+        return self._pipeline.wait_seconds - before
 
     def _launch_step(self, microbatches: Sequence[PackedBatch], wait_seconds: float, callbacks: Callbacks) -> None:
         """Launch forward, backward, all-reduce and update.
@@ -435,6 +454,14 @@ class Trainer:
             message = f"step {self.step}: the adapter is not the same on all ranks, so nothing was saved"
             hint = "resume from the checkpoint before; if it happens again, test the memory of these GPUs"
             raise LorgnetteError(message, where=f"other numbers than most ranks: {', '.join(others)}", hint=hint)
+
+    def _build_image_error(self, errors: Mapping[ImageGrid, LorgnetteError]) -> LorgnetteError:
+        """Of the first of these images that cannot be decoded. It names the image and its row in this step."""
+        grid, error = next(iter(errors.items()))
+        examples = (self.sampler.examples[i] for i in self.sampler.select(self.step))
+        row = next(encoded.example.where for encoded in examples if grid in encoded.grids)
+        hint = "if it was changed since the start, restore it and resume; else remove its rows and start a new run"
+        return LorgnetteError(f"step {self.step + 1}: {error.message} ({grid.image.path})", where=row, hint=hint)
 
     def _build_not_finite_error(self, loss: float, norm: float) -> NotFiniteError:
         indices = self.sampler.select(self.step)
