@@ -472,3 +472,17 @@ def test_rounds_of_a_job_are_timed(load: Callable[[str], ModuleType], tmp_path: 
     assert all(run["seconds"] > 0 and run["answer_to_suggestion_s"] > run["seconds"] for run in content["rounds"])
     assert content["job"]["images"] == 9
     assert content["job"]["save_s"] > 0
+
+
+def test_shapes_of_steps_are_simulated(load: Callable[[str], ModuleType]) -> None:
+    """A plan of all steps leaves none without a graph; a plan of the first ones may."""
+    shapes, batch_shape = load("shapes"), import_module("lorgnette.engine.batch_shapes").BatchShape
+    rng = random.Random(0)
+    steps = [batch_shape(rng.randrange(1000, 2000), 256, 256) for _ in range(40)] + [batch_shape(5000, 256, 256)] * 2
+    figures = shapes.simulate(steps, len(steps), 2000)
+    assert sum(figures["captured_ahead"].values()) == figures["micro_batches"] == 42
+    assert (figures["eager_passes"], figures["captured_later"]) == (0, 0)
+    assert 0 < figures["padding_percent"] < 25
+    first = shapes.simulate(steps, 40, 2000)
+    assert (first["eager_passes"], first["captured_later"]) == (1, 1), "the last two are larger than all before"
+    assert shapes.simulate(steps, 42, 10)["padding_percent"] < figures["padding_percent"]
