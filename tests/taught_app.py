@@ -59,7 +59,7 @@ class FakeSession:
         return {
             "id": f"s{number + 1}", "number": number + 1, "image": number, "name": self.names[number], "width": width,
             "height": height, "text": self.text, "state": "ready", "problem": "", "round": 0, "alike": None,
-            "tuned_on": 0, "draft": None, "is_review": False, **changes,
+            "tuned_on": 0, "draft": None, "is_review": False, "untuned": None, **changes,
         }  # fmt: skip
 
     def move(self, number: int, **changes: Any) -> None:
@@ -148,6 +148,10 @@ class FakeSession:
 
     def stop_text(self, tab: str, id: str) -> int:
         self._call("stop", tab, id)
+        return int(self.state["version"])
+
+    def request_untuned(self, tab: str, id: str) -> int:
+        self._call("untuned", tab, id)
         return int(self.state["version"])
 
     def request_round(self, tab: str) -> int:

@@ -15,6 +15,7 @@ EVENTS: list[Event] = [
     Suggested(
         t=2, id="s2", image="b", sha="", round=3, pick="hardest", text=ODD_TEXT, surety=-0.5, blind=True, alike="c"
     ),
+    events.UntunedShown(t=3, id="s2", text=ODD_TEXT),
     Answered(t=3, id="s2", text=ODD_TEXT, seconds=6.25, keys=5, counts=True),
     events.Mended(t=4, id="s2", text="x"),
     events.Reviewed(t=5, id="s2", text="y", reviewer="Zoë", seconds=1.0),

@@ -353,6 +353,87 @@ def test_look_alikes_blind_images_and_reviews_are_named(open_page: Callable[...,
             page.expect(source).to_have_text(words)
 
 
+def test_what_the_untuned_model_says_is_shown_while_keys_are_held(open_page: Callable[..., Any]) -> None:
+    untuned = "The image depicts a car."
+    tuned = {"round": 2, "tuned_on": 16}
+    with open_page(tuned_on=16, current=tuned, window={}) as page:
+        text, keyboard = page.view.locator("#untuned-text"), page.view.keyboard
+        page.wait_for("a.png", SUGGESTION)
+        page.expect(page.view.locator("#keys")).to_contain_text("Alt U held: the untuned model")
+        page.field.press_sequentially(" Yes.")
+        page.expect(text).not_to_be_visible()
+        keyboard.down("Alt")
+        keyboard.down("u")
+        page.expect(text).to_have_text("The untuned model answers …")
+        page.expect(page.view.locator("#source")).to_have_text("Untuned model")
+        assert page.session.wait_for_call("untuned") == [("s1",)]
+        page.session.change_current(untuned=untuned)
+        page.expect(text).to_have_text(untuned)
+        keyboard.down("u")  # the key repeats
+        keyboard.up("u")
+        page.expect(text).not_to_be_visible()
+        keyboard.up("Alt")
+        page.expect(page.view.locator("#source")).to_have_text("Tuned on 16 answers")
+        page.expect(page.field).to_have_value(f"{SUGGESTION} Yes.")
+        page.expect(page.field).to_be_focused()
+        assert page.announced()[-1] == f"Untuned model: {untuned}"
+        # It is there now: nothing is asked again. Alt Tab leaves the window with the keys down.
+        keyboard.press("Alt+u", delay=1)
+        keyboard.down("Alt")
+        keyboard.down("u")
+        page.expect(text).to_have_text(untuned)
+        page.view.evaluate("dispatchEvent(new Event('blur'))")
+        page.expect(text).not_to_be_visible()
+        keyboard.up("u")
+        keyboard.up("Alt")
+        # The button does the same; the field keeps the focus.
+        button = page.button("Untuned")
+        button.hover()
+        page.view.mouse.down()
+        page.expect(text).to_have_text(untuned)
+        page.expect(page.field).to_be_focused()
+        check_look(page.page)
+        page.view.mouse.up()
+        page.expect(text).not_to_be_visible()
+        assert len(page.session.wait_for_call("untuned")) == 1
+        page.field.press("Enter")
+        [(_, answer, keys, _)] = page.session.wait_for_call("answer")
+        assert (answer, keys) == (f"{SUGGESTION} Yes.", 5)  # neither Alt nor U counts
+
+
+def test_the_untuned_model_is_there_only_where_it_differs_and_spoils_nothing(open_page: Callable[..., Any]) -> None:
+    with open_page(complaints=1) as page:  # of the browser, about the 409
+        page.wait_for("a.png", SUGGESTION)
+        button = page.button("Untuned")
+        for state, changes, is_there in (
+            ({"tuned_on": 0}, {}, False),
+            ({"tuned_on": 8}, {}, True),
+            ({"tuned_on": 8}, {"state": "blind", "text": None}, False),
+            ({"tuned_on": 8}, {"state": "ready", "text": SUGGESTION, "untuned": ""}, True),
+        ):
+            page.session.change(**state)
+            page.session.change_current(**changes)
+            page.expect(button).to_be_visible(visible=is_there)
+            page.view.keyboard.down("Alt")
+            page.view.keyboard.down("u")
+            page.expect(page.view.locator("#untuned-text")).to_be_visible(visible=is_there)
+            page.view.keyboard.up("u")
+            page.view.keyboard.up("Alt")
+        page.view.keyboard.down("Alt")
+        page.view.keyboard.down("u")
+        page.expect(page.view.locator("#untuned-text")).to_have_text("The untuned model says nothing.")
+        page.session.move(1)  # another image: what was asked is over
+        page.expect(page.view.locator("#untuned-text")).not_to_be_visible()
+        # What the server refuses is said, and nothing is waited for.
+        page.session.refusal = ApiError(409, "The model has stopped.", code="no_model")
+        page.view.keyboard.up("u")
+        page.view.keyboard.down("u")
+        page.expect(page.view.locator("#problem")).to_have_text("The model has stopped.")
+        page.expect(page.view.locator("#untuned-text")).not_to_be_visible()
+        page.view.keyboard.up("u")
+        page.view.keyboard.up("Alt")
+
+
 def test_another_tab_takes_over(open_page: Callable[..., Any]) -> None:
     with open_page() as page:
         page.wait_for("a.png", SUGGESTION)
@@ -590,7 +671,8 @@ def test_finish_shows_where_everything_is(open_page: Callable[..., Any]) -> None
 )
 def test_the_image_and_its_field_fit_without_scrolling(open_page: Callable[..., Any], window: dict[str, Any]) -> None:
     bottom = "element => element.getBoundingClientRect().bottom"
-    with open_page(window=window, current={"text": f"{SUGGESTION} {OTHER_TEXT}"}) as page:
+    current = {"text": f"{SUGGESTION} {OTHER_TEXT}", "untuned": OTHER_TEXT, "round": 2, "tuned_on": 16}
+    with open_page(window=window, tuned_on=16, current=current) as page:
         is_phone = "is_mobile" in window
         for name in ("a.png", "wide.png", "tall.png"):
             page.wait_for(name)
@@ -604,6 +686,14 @@ def test_the_image_and_its_field_fit_without_scrolling(open_page: Callable[..., 
                 for button in page.view.locator("button:visible").all():
                     assert button.bounding_box()["height"] >= 44, button.text_content()
                 assert page.view.evaluate("document.activeElement.id") != "field"  # its keyboard would open
+            if name == "a.png":
+                hold = page.button("Untuned").dispatch_event
+                place = page.field.bounding_box()
+                hold("pointerdown", {"button": 0})
+                page.expect(page.view.locator("#untuned-text")).to_have_text(OTHER_TEXT)
+                assert page.field.bounding_box() == place  # nothing moves under the finger
+                hold("pointerup", {"bubbles": True})
+                page.expect(page.view.locator("#untuned-text")).not_to_be_visible()
             page.button("Take").click()
         page.wait_for("it's <b>d.png")
         page.image.click()

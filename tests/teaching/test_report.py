@@ -18,6 +18,7 @@ from lorgnette.teaching.events import (
     RoundFailed,
     Skipped,
     Suggested,
+    UntunedShown,
 )
 from lorgnette.teaching.images import ImageList, read_images
 from lorgnette.teaching.report import judge_teaching, list_next_steps, mark_changes, write_report
@@ -211,6 +212,17 @@ def test_a_difference_that_chance_explains_is_not_called_too_high(write: Callabl
     assert "chance could explain it." in text
     assert "Of 4 answers written without seeing the suggestion, 3 equal it." in text
     assert "too high" not in text
+
+
+def test_looks_at_the_untuned_model_are_told(write: Callable[[Sequence[Event]], Path]) -> None:
+    events = teach([True] * 16)
+    assert "untuned model says" not in read_text(write(events))
+    place = next(i for i, event in enumerate(events) if isinstance(event, Answered) and event.id == "s9")
+    events.insert(place, UntunedShown(t=1.5, id="s9", text=LONG))
+    assert (
+        "Before 1 of the 20 counted answers the person also looked at what the untuned model says. Such an answer "
+        "counts like the others." in read_text(write(events))
+    )
 
 
 def test_labels_have_a_table_and_a_review_has_kappa(write: Callable[[Sequence[Event]], Path]) -> None:

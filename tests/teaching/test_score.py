@@ -22,6 +22,7 @@ from lorgnette.teaching.events import (
     Skipped,
     Suggested,
     Undone,
+    UntunedShown,
 )
 from lorgnette.teaching.score import (
     MAX_POINTS,
@@ -177,6 +178,23 @@ def test_what_is_no_test_of_the_model_is_not_counted() -> None:
     id = script.suggest("a cat", alike="other.jpg")
     script.answer(id, "a cat", counts=False)
     assert script.score.outcomes == ()
+
+
+def test_looks_at_the_untuned_model_are_told_and_change_no_verdict() -> None:
+    """Counted are those before an answer that counts."""
+    script, plain = Script(), Script()
+    for number in range(4):
+        for each in (script, plain):
+            id = each.suggest("a cat", blind=number == 3)
+            if each is script and number != 1:
+                each.events.append(UntunedShown(t=1.5, id=id, text="a long text about a cat"))
+            each.answer(id, "a cat", counts=number != 3)
+        if number == 1:  # after the answer
+            script.events.append(UntunedShown(t=3.0, id=id, text="a long text about a cat"))
+    score, expected = compute_score(script.events), compute_score(plain.events)
+    assert (score.num_untuned_shown, expected.num_untuned_shown) == (2, 0)
+    assert score.outcomes == expected.outcomes
+    assert score.to_view() == expected.to_view()
 
 
 def test_the_first_verdict_of_an_image_stays() -> None:

@@ -19,7 +19,16 @@ from lorgnette import data
 from lorgnette.errors import LorgnetteError
 from lorgnette.server.api_errors import ApiError
 from lorgnette.teaching import journal, run_record, session
-from lorgnette.teaching.events import Answered, Event, Opened, RoundBegun, RoundDone, RoundFailed, Suggested
+from lorgnette.teaching.events import (
+    Answered,
+    Event,
+    Opened,
+    RoundBegun,
+    RoundDone,
+    RoundFailed,
+    Suggested,
+    UntunedShown,
+)
 from lorgnette.teaching.journal import read_events
 from lorgnette.teaching.learner import Answer, ModelSuggestion, RoundError, RoundResult
 from lorgnette.teaching.score import compute_score
@@ -755,6 +764,125 @@ def test_labels(tmp_path: Path) -> None:
         assert run.session.view(TAB)["labels"] == ["dog", "cat"]
         taken = compute_score(read_events(run.folder / "journal.jsonl")).taken
         assert any(taken)  # "Cat." is the label
+
+
+def ask_untuned(run: Run) -> dict[str, Any]:
+    """Ask what the untuned model says of the current image. Returns the current image before."""
+    current = run.until_asked()
+    run.session.request_untuned(TAB, current["id"])
+    return current
+
+
+def test_what_the_untuned_model_says_is_shown_on_request(tmp_path: Path) -> None:
+    """It changes no suggestion, and is made once, also over a restart. An answer after it counts, and is told."""
+    with open_run(tmp_path, 20) as run:
+        first = ask_untuned(run)
+        assert first["untuned"] == first["text"] == "an image"  # the suggestion itself is the untuned model's
+        answer_slowly(run, 10)
+        assert list_events(run, UntunedShown) == []
+        before = ask_untuned(run)
+        assert (before["text"], before["untuned"]) == (truth(before["image"]), None)
+        after = run.until(lambda view: view["current"]["untuned"] is not None)["current"]
+        assert after == before | {"untuned": "an image"}
+        assert run.learner.asked[-1] == ([before["image"]], False)
+        num_asked, version = len(run.learner.asked), run.session.view(TAB)["version"]
+        assert run.session.request_untuned(TAB, before["id"]) == version
+        [event] = list_events(run, UntunedShown)
+        assert (event.id, event.text) == (before["id"], "an image")
+    with open_run(tmp_path, 20) as run:
+        assert run.until_asked() == after
+        assert run.session.request_untuned(TAB, before["id"]) == run.session.view(TAB)["version"]
+        run.answer()
+        run.until_idle()
+        assert [job for job in run.learner.asked if not job[1]] == []
+        assert run.until_asked()["untuned"] is None
+        score = compute_score(read_events(run.folder / "journal.jsonl"))
+        assert (score.num_untuned_shown, score.outcomes[-1].id, score.outcomes[-1].taken) == (1, before["id"], True)
+    assert num_asked > 1
+
+
+def test_what_the_untuned_model_says_comes_last(tmp_path: Path) -> None:
+    """After a round, and after the suggestions for images to come."""
+    with open_run(tmp_path, 30) as run:
+        answer_slowly(run, 8)
+        run.learner.gate.clear()
+        for _ in range(8):
+            current = run.answer("other")
+        run.until(lambda view: view["round"] is not None)
+        current = ask_untuned(run)
+        num_asked = len(run.learner.asked)
+        time.sleep(0.05)
+        assert len(run.learner.asked) == num_asked
+        run.learner.gate.set()
+        run.until(lambda view: view["current"]["untuned"] is not None)
+        later = run.learner.asked[num_asked:]
+        assert [tuned for _, tuned in later] == [True, False]  # new suggestions for the queue, then this
+        assert later[-1] == ([current["image"]], False)
+
+
+def test_what_the_untuned_model_says_after_the_answer_is_dropped(tmp_path: Path) -> None:
+    """Nobody has seen it."""
+    with open_run(tmp_path, 20) as run:
+        answer_slowly(run, 10)
+        run.learner.suggest_gate.clear()
+        current = ask_untuned(run)
+        deadline = time.monotonic() + 10
+        while run.learner.asked[-1] != ([current["image"]], False):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        run.answer()
+        run.learner.suggest_gate.set()
+        assert run.until_idle()["current"]["untuned"] is None
+        assert list_events(run, UntunedShown) == []
+        ask_untuned(run)  # for the next one it is made
+        run.until(lambda view: view["current"]["untuned"] is not None)
+
+
+def test_an_untuned_model_that_fails_takes_no_suggestion_away(tmp_path: Path) -> None:
+    with open_run(tmp_path, 20) as run:
+        answer_slowly(run, 10)
+        run.learner.suggest_error = lambda images: LorgnetteError("too large", hint="smaller")
+        current = ask_untuned(run)
+        view = run.until(lambda view: "too large" in (view["notice"] or {}).get("text", ""))
+        assert view["current"] == current
+        run.learner.suggest_error = lambda images: None
+        ask_untuned(run)
+        run.until(lambda view: view["current"]["untuned"] is not None)
+
+
+def test_what_the_untuned_model_says_is_on_the_disk_before_it_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_RETRY_SECONDS", 0.02)
+    append, is_full = journal.Journal.append, True
+
+    def refuse(self: journal.Journal, *events: Event) -> None:
+        if is_full and any(isinstance(event, UntunedShown) for event in events):
+            raise LorgnetteError("No space left on device")
+        append(self, *events)
+
+    monkeypatch.setattr(journal.Journal, "append", refuse)
+    with open_run(tmp_path, 20) as run:
+        answer_slowly(run, 10)
+        ask_untuned(run)
+        view = run.until(lambda view: "No space left" in (view["notice"] or {}).get("text", ""))
+        assert view["current"]["untuned"] is None
+        is_full = False
+        run.until(lambda view: view["current"]["untuned"] == "an image")
+
+
+def test_the_untuned_model_is_not_asked_where_it_would_spoil_a_comparison(tmp_path: Path) -> None:
+    with open_run(tmp_path, 20, blind=2) as run:
+        run.answer()
+        current = run.until(lambda view: view["current"]["state"] == "blind")["current"]
+        with refuses("blind"):
+            run.session.request_untuned(TAB, current["id"])
+        with refuses("stale"):
+            run.session.request_untuned(TAB, "s1")
+        with refuses("other_tab"):
+            run.session.request_untuned("second", current["id"])
+        assert current["untuned"] is None
+        assert run.until_idle()["current"]["untuned"] is None
 
 
 def test_blind_images_have_no_suggestion_to_see(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from taught_run import TAB, FakeLearner, Run, open_run, truth
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.server.api_errors import ApiError
-from lorgnette.teaching.events import Answered, Suggested
+from lorgnette.teaching.events import Answered, Suggested, UntunedShown
 from lorgnette.teaching.journal import read_events
 from lorgnette.teaching.learner import RoundError
 from lorgnette.teaching.run_state import RunState
@@ -52,6 +52,7 @@ def act(run: Run, draw: random.Random) -> None:
         lambda: session.undo(tab),
         lambda: session.draft(tab, id, text),
         lambda: session.stop_text(tab, id),
+        lambda: session.request_untuned(tab, id),
         lambda: session.request_round(tab),
         lambda: session.finish(tab),
         lambda: session.claim(TAB),
@@ -99,6 +100,8 @@ def compare(run: Run) -> None:
             before = seen.get(event.id)
             assert before is None or (before.image, before.text) == (event.image, None)  # a text comes once
             seen[event.id] = event
+        elif isinstance(event, UntunedShown):
+            assert not seen[event.id].blind
         elif isinstance(event, Answered):
             assert not event.counts or seen[event.id].text is not None
     assert len(compute_score(events).outcomes) == sum(isinstance(event, Answered) and event.counts for event in events)

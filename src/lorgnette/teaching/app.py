@@ -124,6 +124,7 @@ def build_app(
         build_action("/undo", Action, lambda a: session.undo(a.tab)),
         build_action("/mend", TextAction, lambda a: session.mend(a.tab, a.id, a.text)),
         build_action("/draft", TextAction, lambda a: session.draft(a.tab, a.id, a.text)),
+        build_action("/untuned", SuggestionAction, lambda a: session.request_untuned(a.tab, a.id)),
         build_action("/stop", SuggestionAction, lambda a: session.stop_text(a.tab, a.id)),
         build_action("/claim", Action, lambda a: session.claim(a.tab)),
         build_action("/train", Action, lambda a: session.request_round(a.tab)),

@@ -80,7 +80,7 @@ class DeviceThread:
             suggestions = self._learner.suggest(job.images, tuned=job.tuned, on_text=on_text)
         except LorgnetteError as error:
             if len(job.images) == 1:
-                session.refuse_suggestion(job.images[0], error, is_memory=_has_memory_cause(error))
+                session.refuse_suggestion(job, error, is_memory=_has_memory_cause(error))
                 return
         else:
             if not session.is_closed:  # else they are cut off

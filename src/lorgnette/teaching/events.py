@@ -72,6 +72,14 @@ class Suggested(BaseEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UntunedShown(BaseEvent):
+    """The person asked what the untuned model says of an image, and can see it from now on. It is no suggestion."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answered(BaseEvent):
     """seconds: since the image was shown. keys: how many were pressed. counts: whether it judges the suggestion.
 
@@ -160,6 +168,7 @@ class Finished(BaseEvent):
 Event = (
     Opened
     | Suggested
+    | UntunedShown
     | Answered
     | Mended
     | Reviewed

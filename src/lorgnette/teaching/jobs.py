@@ -7,10 +7,11 @@ from typing import Literal
 @dataclass(frozen=True, slots=True)
 class SuggestJob:
     """Suggest for these images. current: the person waits for the one image; queue: they come soon; rest: they have no
-    answer at the end. tuned: with the adapter."""
+    answer at the end; untuned: the person asks what the model says without the adapter, which is no suggestion.
+    tuned: with the adapter."""
 
     images: tuple[int, ...]
-    purpose: Literal["current", "queue", "rest"]
+    purpose: Literal["current", "queue", "rest", "untuned"]
     tuned: bool
 
 

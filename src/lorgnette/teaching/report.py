@@ -110,7 +110,8 @@ def write_report(
     ]
     charts = _build_charts(score)
     rounds = _list_rounds(events, score)
-    trust = [*_describe_blind(score.blind), *(_describe_agreement(agreement) for agreement in score.agreements)]
+    trust = [*_describe_blind(score.blind), *_describe_untuned_shown(score)]
+    trust += [_describe_agreement(agreement) for agreement in score.agreements]
     labels = _count_labels(events, score)
     rows = flatten_settings(settings or {})
     parts = [
@@ -254,6 +255,15 @@ def _describe_blind(blind: BlindComparison | None) -> list[str]:
         else:
             text += "more than chance." if blind.high < 0 else "chance could explain it."
     return [text]
+
+
+def _describe_untuned_shown(score: Score) -> list[str]:
+    if not score.num_untuned_shown:
+        return []
+    return [
+        f"Before {score.num_untuned_shown} of the {_count(len(score.outcomes), 'counted answer')} the person also "
+        "looked at what the untuned model says. Such an answer counts like the others."
+    ]
 
 
 def _describe_agreement(agreement: Agreement) -> str:

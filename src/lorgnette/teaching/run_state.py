@@ -25,6 +25,7 @@ from lorgnette.teaching.events import (
     Skipped,
     Suggested,
     Undone,
+    UntunedShown,
 )
 from lorgnette.teaching.score import find_suggested, is_taken
 
@@ -58,16 +59,17 @@ class GoodRound:
 
 
 class RunState:
-    """suggested: id → the suggestion, with its text once there is one. answers: image's name → the present answer.
-    decisions: id → what was done, the newest last. shown: ids that were shown and wait for an answer; the last one is
-    the one to go on with. reviewed: reviewer → names of the images. good_round: the last that ended well; None before
-    there is one. num_rounds: begun ones. needless_rounds: of each round that was due although all new answers were
-    right, the number of these answers.
+    """suggested: id → the suggestion, with its text once there is one. untuned: image's name → what the untuned model
+    says of it, if a person asked. answers: image's name → the present answer. decisions: id → what was done, the newest
+    last. shown: ids that were shown and wait for an answer; the last one is the one to go on with. reviewed: reviewer →
+    names of the images. good_round: the last that ended well; None before there is one. num_rounds: begun ones.
+    needless_rounds: of each round that was due although all new answers were right, the number of these answers.
     """
 
     def __init__(self, events: Iterable[Event] = (), every: int = DEFAULT_EVERY) -> None:
         """every: answers between two rounds after FIRST_ROUNDS. Raises LorgnetteError as `apply`."""
         self.suggested: dict[str, Suggested] = {}
+        self.untuned: dict[str, str] = {}
         self.answers: dict[str, str] = {}
         self.decisions: dict[str, Decision] = {}
         self.shown: list[str] = []
@@ -124,6 +126,8 @@ class RunState:
                 if event.id not in self.suggested:
                     self.shown.append(event.id)
                 self.suggested[event.id] = event
+            case UntunedShown():
+                self.untuned[find_suggested(self.suggested, event.id).image] = event.text
             case RoundBegun() | RoundDone() | RoundFailed():
                 self._apply_round(event)
             case Finished():

@@ -26,7 +26,17 @@ from lorgnette.metrics.bootstrap import compute_newcombe_interval, compute_wilso
 from lorgnette.metrics.edit_distance import levenshtein, normalized_levenshtein
 from lorgnette.metrics.tokenizers import tokenize_words
 from lorgnette.teaching.answer_text import normalize_text
-from lorgnette.teaching.events import Answered, Event, Mended, Opened, Reviewed, RoundDone, Suggested, Undone
+from lorgnette.teaching.events import (
+    Answered,
+    Event,
+    Mended,
+    Opened,
+    Reviewed,
+    RoundDone,
+    Suggested,
+    Undone,
+    UntunedShown,
+)
 
 WINDOW = 16
 """Counted answers of a share."""
@@ -167,7 +177,8 @@ class Score:
     """The score of a journal. All sequences are in the order of the answers.
 
     outcomes: of the counted answers. blind_outcomes: of the answers written without their suggestion. rounds: finished
-    ones. agreements: one for each reviewer. answers: image → its present answer.
+    ones. agreements: one for each reviewer. answers: image → its present answer. num_untuned_shown: counted answers
+    before which the person looked at what the untuned model says.
     """
 
     outcomes: tuple[Outcome, ...] = ()
@@ -176,6 +187,7 @@ class Score:
     agreements: tuple[Agreement, ...] = ()
     blind: BlindComparison | None = None
     answers: Mapping[str, str] = field(default_factory=dict)
+    num_untuned_shown: int = 0
 
     @property
     def taken(self) -> tuple[bool, ...]:
@@ -301,7 +313,8 @@ class Score:
 
 @dataclass(slots=True)
 class _Replay:
-    """What the events so far say. answers: image → present answer; reviews: id → what was reviewed."""
+    """What the events so far say. answers: image → present answer; reviews: id → what was reviewed;
+    untuned_shown: images."""
 
     labels: Sequence[str] = ()
     suggested: dict[str, Suggested] = field(default_factory=dict)
@@ -311,6 +324,8 @@ class _Replay:
     outcomes: list[Outcome] = field(default_factory=list)
     blind_outcomes: list[Outcome] = field(default_factory=list)
     num_before_blind: int = 0
+    untuned_shown: set[str] = field(default_factory=set)
+    num_untuned_shown: int = 0
 
     def find(self, id: str) -> Suggested:
         """Raises LorgnetteError as `find_suggested`."""
@@ -337,6 +352,8 @@ def compute_score(events: Iterable[Event]) -> Score:
                 replay.labels = event.labels
             case Suggested():
                 replay.suggested[event.id] = event
+            case UntunedShown():
+                replay.untuned_shown.add(replay.find(event.id).image)
             case Answered():
                 _take_answer(replay, event)
             case Mended():
@@ -359,6 +376,7 @@ def compute_score(events: Iterable[Event]) -> Score:
         _compare_reviews(replay),
         _compare_blind(replay),
         replay.answers,
+        replay.num_untuned_shown,
     )
 
 
@@ -387,6 +405,7 @@ def _take_answer(replay: _Replay, event: Answered) -> None:
             replay.blind_outcomes.append(outcome)
     elif event.counts:
         replay.outcomes.append(outcome)
+        replay.num_untuned_shown += suggested.image in replay.untuned_shown
 
 
 def _undo(replay: _Replay, event: Undone) -> None:

@@ -38,6 +38,7 @@ from lorgnette.teaching.events import (
     Skipped,
     Suggested,
     Undone,
+    UntunedShown,
 )
 from lorgnette.teaching.image_order import LOW_QUEUE, MAX_QUEUED, NUM_SPREAD
 from lorgnette.teaching.images import ImageList
@@ -150,6 +151,7 @@ class Session:
         self._busy_fields: set[str] = set()  # ids: the person writes, and no suggestion may come
         self._without_suggestion: set[int] = set()  # images for which the model failed
         self._stream: tuple[str, str] | None = None  # (id, the text so far)
+        self._untuned_id: str | None = None  # for which the untuned model's answer is to be made
         self._job_start, self._is_cut_off = 0.0, False  # of the suggestion for the current image
         self._round: _RunningRound | None = None
         self._model_round, self._model_digest = 0, ""  # of the model in memory
@@ -227,8 +229,7 @@ class Session:
                 decision = self._state.decisions.get(id)
                 return self._version if decision is not None and decision.text == text else _refuse_stale(id)
             suggested = self._state.suggested[id]
-            if problem := self._current.find_problem(suggested):
-                raise ApiError(409, f"The image cannot be read: {problem}. Skip it.", code="broken")
+            self._require_readable(suggested)
             seconds = min(max(seconds, 0.0), _MAX_SECONDS)
             events, now = list[Event](), _read_clock()
             if self._stream is not None and self._stream[0] == id:
@@ -307,6 +308,25 @@ class Session:
                 self._notify_change()
             return self._version
 
+    def request_untuned(self, tab: str, id: str) -> int:
+        """Show beside the current suggestion what the untuned model says. It is made when nothing else is to be done.
+
+        ApiError 409 "blind" for an image that is shown without its suggestion: the comparison would be of no use.
+        """
+        with self._changed:
+            self._require_tab(tab)
+            if id != self._current.id:
+                return _refuse_stale(id)
+            suggested = self._state.suggested[id]
+            self._require_readable(suggested)
+            if suggested.blind:
+                raise ApiError(409, "This image is shown without what a model says, to compare.", code="blind")
+            self._require_model()
+            if self._find_untuned(suggested) is None:
+                self._untuned_id = id
+                self._notify_change()
+            return self._version
+
     def request_round(self, tab: str) -> int:
         """Tune now."""
         with self._changed:
@@ -314,8 +334,7 @@ class Session:
             answers = self._record.list_answers()
             if not answers:
                 raise ApiError(409, "There are no answers to tune on yet.", code="no_answers")
-            if self._model == "failed":
-                raise ApiError(409, "The model has stopped: start `lorgnette teach` again.", code="no_model")
+            self._require_model()
             if self._round is None and self._record.compute_digest(answers) == self._model_digest:
                 self._notice = notices.describe_known_answers()
             else:
@@ -436,6 +455,9 @@ class Session:
             for image, suggestion in zip(job.images, suggestions if not is_cut_off else (), strict=not is_cut_off):
                 text = normalize_text(suggestion.text)
                 text = find_label(text, self._options.labels) or text
+                if job.purpose == "untuned":
+                    self._receive_untuned(image, text)
+                    continue
                 if job.purpose == "queue":
                     self._current.queue.receive(image, text, suggestion.surety, self._model_round)
                 elif job.purpose == "rest":
@@ -447,12 +469,16 @@ class Session:
             self._stream = None
             self._notify_change()
 
-    def refuse_suggestion(self, image: int, error: LorgnetteError, *, is_memory: bool) -> None:
-        """The model cannot suggest anything for this image."""
+    def refuse_suggestion(self, job: SuggestJob, error: LorgnetteError, *, is_memory: bool) -> None:
+        """The model cannot suggest anything for the one image of the job."""
+        [image] = job.images
         with self._changed:
-            self._without_suggestion.add(image)
-            self._current.queue.refuse(image)
-            self._receive_rest(image, None)
+            if job.purpose == "untuned":
+                self._receive_untuned(image, None)
+            else:
+                self._without_suggestion.add(image)
+                self._current.queue.refuse(image)
+                self._receive_rest(image, None)
             name = self._images.names[image]  # it may be one that comes later
             self._notice = notices.describe_missing_suggestion(name, error, is_memory=is_memory)
             self._stream = None
@@ -637,6 +663,14 @@ class Session:
         if tab != self._tab:
             raise ApiError(409, "The page is open in another tab.", code="other_tab")
 
+    def _require_readable(self, suggested: Suggested) -> None:
+        if problem := self._current.find_problem(suggested):
+            raise ApiError(409, f"The image cannot be read: {problem}. Skip it.", code="broken")
+
+    def _require_model(self) -> None:
+        if self._model == "failed":
+            raise ApiError(409, "The model has stopped: start `lorgnette teach` again.", code="no_model")
+
     def _clean(self, text: str) -> str:
         """For the page: raises ApiError 400."""
         try:
@@ -730,7 +764,14 @@ class Session:
         if not (is_due and has_enough) and (missing := self._list_missing(is_due)):
             self._has_filled = is_due
             return SuggestJob(tuple(missing), "queue", tuned)
-        return self._begin_round(answers) if is_due else None
+        return self._begin_round(answers) if is_due else self._choose_untuned()
+
+    def _choose_untuned(self) -> SuggestJob | None:
+        """What the untuned model says of the current image, if the person asks for it."""
+        number = None if self._untuned_id is None else self._record.find_number(self._untuned_id)
+        if number is None or self._untuned_id != self._current.id:
+            return None
+        return SuggestJob((number,), "untuned", tuned=False)
 
     def _list_missing(self, is_due: bool) -> list[int]:
         """The images that come soon and have no suggestion, if it is time to make some."""
@@ -777,6 +818,15 @@ class Session:
         """The event that gives a suggestion its text."""
         return replace(suggested, t=_read_clock(), round=self._model_round, text=text, surety=surety)
 
+    def _receive_untuned(self, image: int, text: str | None) -> None:
+        """text: None: there is none. One that comes after the answer has not been seen, and is dropped."""
+        id = self._untuned_id
+        if id is None or self._record.find_number(id) != image:
+            return
+        self._untuned_id = None
+        if text is not None and id == self._current.id:
+            self._write_later(UntunedShown(t=_read_clock(), id=id, text=text))
+
     def _receive_rest(self, image: int, pair: tuple[str, float] | None) -> None:
         """pair: (text, surety); None: there is none."""
         if self._ending is not None and self._ending.rest is not None:
@@ -810,7 +860,16 @@ class Session:
             "text": text, "state": state, "problem": self._current.find_problem(suggested), "round": suggested.round,
             "tuned_on": self._state.round_answers.get(suggested.round or 0, 0), "alike": suggested.alike,
             "draft": self._drafts.get(id), "is_review": self._current.is_review,
+            "untuned": self._find_untuned(suggested),
         }  # fmt: skip
+
+    def _find_untuned(self, suggested: Suggested) -> str | None:
+        """What the untuned model says, if it is known and may be shown. A suggestion without a surety was cut off."""
+        if suggested.blind:
+            return None
+        if suggested.round == 0 and suggested.surety is not None:
+            return suggested.text
+        return self._state.untuned.get(suggested.image)
 
     def _describe_text(self, id: str) -> tuple[str, str | None]:
         """(the state of a suggestion, the text that may be shown)"""

@@ -26,6 +26,10 @@ const simplify = (text) => text.normalize("NFC").toLowerCase().trim().replace(/[
 /** The label that a text means; "" if it is none. */
 export const findLabel = (labels, text) => labels.find((label) => simplify(label) === simplify(text ?? "")) ?? "";
 
+/** Whether the untuned model may be asked about the image: not where the answer is to be compared with a suggestion unseen. */
+export const hasUntuned = ({ view, entry }) =>
+  Boolean(view?.tuned_on && entry && !entry.isMend && view.current?.id === entry.id && view.current.state !== "blind" && view.current.state !== "broken");
+
 export class PageView {
   #store;
   #received = countSeconds();  // when the state came, for the seconds that run on
@@ -154,6 +158,9 @@ export class PageView {
       this.#shown.announced = `${entry.isMend} ${entry.id}`;
       this.#append(`${entry.name}. ${entry.text || "No suggestion."}`);
     }
+    const untuned = this.#showsUntuned(state) ? view.current.untuned ?? "" : "";
+    if (untuned && this.#shown.untuned !== untuned) this.#append(`Untuned model: ${untuned}`);
+    this.#shown.untuned = untuned;
   }
 
   #say(key, text) {
@@ -221,7 +228,8 @@ export class PageView {
 
   // ---- The field
 
-  #drawPanel({ view, entry, sending, problem, isMac, goesOn }) {
+  #drawPanel(state) {
+    const { view, entry, sending, problem, isMac, goesOn } = state;
     const isShown = Boolean(view && entry), isFinished = view?.phase === "finished" && !goesOn && !entry?.isMend;
     byId("work").dataset.entry = isShown && !isFinished ? "shown" : "none";
     for (const id of ["stage", "form"]) byId(id).hidden = !isShown || isFinished;
@@ -232,15 +240,16 @@ export class PageView {
     const isComing = isCurrent && ["waiting", "streaming"].includes(current?.state) && !entry.isStopped;
     const field = byId("field");
     setText(byId("label"), this.#isCaption(view.prompt) && !hasLabels ? "Caption" : "Answer");
-    setText(byId("source"), this.#describeSource(view, entry));
+    setText(byId("source"), this.#showsUntuned(state) ? "Untuned model" : this.#describeSource(view, entry));
     showText(byId("prompt"), this.#isCaption(view.prompt) ? "" : view.prompt);
     field.hidden = hasLabels || isBroken;
     field.readOnly = Boolean(sending) || isOther || isComing;
-    field.parentElement.setAttribute("aria-busy", isComing);
+    field.form.setAttribute("aria-busy", isComing);
     field.placeholder = isComing ? `${this.#describeWait(view)}, or write it yourself` : "";
     this.#drawLabels(labels);
     byId("labels").hidden = !hasLabels || isBroken;
     byId("labels").disabled = field.readOnly;
+    this.#drawUntuned(state);
     this.#drawChanges(entry, isComing);
     showText(byId("problem"), problem);
     setText(byId("take"), entry.isMend ? "Save" : "Take");
@@ -251,7 +260,27 @@ export class PageView {
     byId("skip").disabled = isOther || Boolean(sending);
     byId("undo").disabled = isOther || !(view.counts.answered || view.counts.skipped);
     byId("back").hidden = !entry.isMend;
-    this.#drawKeys(hasLabels, entry.isMend, isMac);
+    this.#drawKeys(hasLabels, entry.isMend, isMac, hasUntuned(state));
+  }
+
+  /** What the untuned model says lies over the field as long as the user holds the keys or the button. */
+  #drawUntuned(state) {
+    const { view, isMac } = state, text = view.current?.untuned ?? null;
+    const button = byId("untuned"), element = byId("untuned-text"), isShown = this.#showsUntuned(state);
+    button.hidden = !hasUntuned(state);
+    button.title = `Hold it to see what the untuned model says: ${isMac ? "⌃ U" : "Alt+U"}`;
+    button.setAttribute("aria-pressed", isShown);
+    element.hidden = !isShown;
+    element.classList.toggle("waiting", !text);
+    setText(element, text ?? this.#describeUntunedWait(view));
+    if (text === "") setText(element, "The untuned model says nothing.");
+  }
+
+  #showsUntuned(state) { return state.isHeld && hasUntuned(state); }
+
+  #describeUntunedWait({ round, phase }) {
+    if (phase === "finishing") return "The untuned model answers after the captions …";
+    return round ? "The untuned model answers after this round …" : "The untuned model answers …";
   }
 
   #explainEmpty({ phase, counts }) {
@@ -273,11 +302,11 @@ export class PageView {
     return states[current.state] ?? (current.round ? `Tuned on ${count(current.tuned_on, "answer")}` : "Untuned model");
   }
 
-  #drawKeys(hasLabels, isMend, isMac) {
-    const skip = isMac ? "⌃ S" : "Alt S", undo = isMac ? "⌘ Z" : "Ctrl Z";
+  #drawKeys(hasLabels, isMend, isMac, isUntunedThere) {
+    const [skip, untuned] = isMac ? ["⌃ S", "⌃ U"] : ["Alt S", "Alt U"], undo = isMac ? "⌘ Z" : "Ctrl Z";
     const keys = isMend
       ? [["Enter", "saves"], ["Esc", "goes back"], ["PageUp", "earlier"], ["PageDown", "later"]]
-      : [hasLabels ? ["1–9", "choose"] : null, ["Enter", "takes"], hasLabels ? null : ["Shift Enter", "new line"], ["Esc", "the suggestion again"], [skip, "skips"], [undo, "undoes"], ["PageUp", "earlier answers"]];
+      : [hasLabels ? ["1–9", "choose"] : null, ["Enter", "takes"], hasLabels ? null : ["Shift Enter", "new line"], ["Esc", "the suggestion again"], [skip, "skips"], [undo, "undoes"], isUntunedThere ? [untuned, "held: the untuned model"] : null, ["PageUp", "earlier answers"]];
     const key = JSON.stringify(keys);
     if (this.#shown.keys === key) return;
     this.#shown.keys = key;

@@ -1,7 +1,7 @@
 /* The page on which a person corrects suggestions: what it does. page_view.js draws it, the server has the state. */
 
 import { Entry, forgetDraft, keepPending, readPending } from "./entry.js";
-import { findLabel, PageView } from "./page_view.js";
+import { findLabel, hasUntuned, PageView } from "./page_view.js";
 import { Gone, post, Refusal, StateFeed } from "./requests.js";
 import { Store } from "./store.js";
 
@@ -14,8 +14,9 @@ const tab = [...crypto.getRandomValues(new Uint8Array(12))].map((byte) => byte.t
 const DRAFT_MILLISECONDS = 500;
 
 /* view: the server's state, null before the first. entry: what the field is about. lost: why the server is not reached.
- * sending: the answer on its way, with the version of the state that has it. problem: about what the user just did. */
-const store = new Store({ view: null, entry: null, lost: null, sending: null, problem: "", goesOn: false, data, isMac });
+ * sending: the answer on its way, with the version of the state that has it. problem: about what the user just did.
+ * isHeld: the user holds the keys, or the button, that show what the untuned model says. */
+const store = new Store({ view: null, entry: null, lost: null, sending: null, problem: "", goesOn: false, isHeld: false, data, isMac });
 
 // ---- The state of the server
 
@@ -60,7 +61,7 @@ const update = (current, view) => {
 const show = (entry) => {
   store.state.entry?.pause();
   entry?.begin();
-  store.set({ entry, problem: "" });
+  store.set({ entry, problem: "", isHeld: false });
   if (entry) fill();
 };
 
@@ -211,6 +212,15 @@ const train = () => { if (!byId("train").disabled) act("train"); };
 const finish = () => act("finish");
 const claim = async () => { if (await act("claim")) await sendPending().catch(lose); };
 
+/** What the untuned model says, until a key or the pointer is released. */
+const hold = async () => {
+  const { view, entry, isHeld } = store.state;
+  if (isHeld || isOther() || !hasUntuned(store.state)) return;
+  store.set({ isHeld: true, problem: "" });
+  if (view.current.untuned === null && !await act("untuned", { id: entry.id })) release();
+};
+const release = () => { if (store.state.isHeld) store.set({ isHeld: false }); };
+
 /** The suggestion grows no further, and may be changed. */
 const stop = () => {
   own.isStopped = true;
@@ -279,6 +289,7 @@ const findCommand = (event) => {
   const isChord = isMac ? ctrlKey && !altKey && !metaKey : altKey && !ctrlKey && !metaKey && !event.getModifierState("AltGraph");
   if (isChord && code === "KeyS") return { run: skip };
   if (isChord && code === "KeyT") return { run: train };
+  if (isChord && code === "KeyU") return { run: hold };
   const isUndo = (isMac ? metaKey : ctrlKey) && !shiftKey && !altKey && key.toLowerCase() === "z";
   if (isUndo && (!entry?.isTouched || view.labels.length)) return { run: undo };
   const label = isPlain && /^[1-9]$/.test(key) ? view.labels[Number(key) - 1] : undefined;
@@ -307,6 +318,16 @@ addEventListener("keydown", (event) => {
 });
 field.addEventListener("pointerdown", () => { if (isWaiting() && !isOther() && !hasMouse) stop(); });
 
+const untuned = byId("untuned");
+untuned.addEventListener("pointerdown", ({ button }) => { if (!button) hold(); });
+untuned.addEventListener("keydown", (event) => {
+  if (![" ", "Enter"].includes(event.key)) return;
+  event.preventDefault();
+  if (!event.repeat) hold();
+});
+for (const type of ["mousedown", "contextmenu"]) untuned.addEventListener(type, (event) => event.preventDefault());  // the field keeps the focus
+for (const type of ["keyup", "pointerup", "pointercancel", "blur"]) addEventListener(type, release);
+
 // ---- The page
 
 const page = new PageView({ store, onMend: openMend });
@@ -320,5 +341,5 @@ byId("go-on").addEventListener("click", () => {
   store.set({ goesOn: true });
   queueMicrotask(() => focusField(true));
 });
-document.addEventListener("visibilitychange", () => { if (!document.hidden) feed.hurry(); });
+document.addEventListener("visibilitychange", () => document.hidden ? release() : feed.hurry());
 feed.follow();
