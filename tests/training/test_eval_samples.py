@@ -68,6 +68,36 @@ def test_the_limit_follows_the_longest_reference(
     assert logger._sampling.max_new_tokens == (wanted if limit is None else limit)
 
 
+def test_the_samples_are_the_first_with_short_references(captions: Path, model: LoadedModel) -> None:
+    """Each token of the longest answer takes time at every evaluation."""
+    examples = read_examples(captions, "p")
+    images = [example.images[0].path.stem for example in examples]
+    assert len(images) == 6
+
+    def answer(*num_words: int) -> list[Example]:
+        texts = (" ".join(["dog"] * count) for count in num_words)
+        return [
+            replace(example, turns=(*example.turns[:-1], Turn("assistant", (text,))))
+            for example, text in zip(examples, texts, strict=True)
+        ]
+
+    for num_words, places in (
+        ((5, 5, 5, 5, 5, 5), (0, 1, 2, 3)), ((300, 5, 9, 5, 300, 5), (1, 2, 3, 5)),
+        ((900, 300, 400, 500, 200, 700), (1, 2, 3, 4)), ((900, 300, 5, 300, 800, 700), (1, 2, 3, 5)),
+    ):  # fmt: skip
+        logger = SampleLogger(model, held_out := answer(*num_words), "ROUGE-L", SamplingParams(8, 7))
+        samples = logger.generate()
+        assert samples.places == places
+        assert [row.images[0].stem for row in samples.rows] == [images[place] for place in places]
+        record = samples.to_record(10)
+        rows = [replace(ROWS[i], id=f"prompt {i}") for i in range(6)]
+        histories = samples_over_time([record], rows)
+        assert [history.row.id for history in histories] == [f"prompt {place}" for place in places]
+        longest = max(model.processor.count_answer_tokens(held_out[place]) + 1 for place in places)
+        full = SampleLogger(model, held_out, "ROUGE-L", SamplingParams(5000, 7))
+        assert full._sampling.max_new_tokens == max(32, longest)
+
+
 def test_a_metric_that_selects_the_best_step_uses_all_full_answers(captions: Path, model: LoadedModel) -> None:
     sampling, examples = SamplingParams(40, 3), read_examples(captions, "p")
     logger = SampleLogger(model, examples, "CIDEr-D", sampling, selects_best=True)
