@@ -81,7 +81,14 @@ def is_same(a: Any, b: Any) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_features_beside_the_steps_give_the_same_run(runs: Runs) -> None:
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
+def test_features_beside_the_steps_give_the_same_run(runs: Runs, device: str) -> None:
+    """On a GPU in bfloat16 and with CUDA graphs."""
+    dtype = "float32" if device == "cpu" else "bfloat16"
+    runs.settings = runs.settings.model_copy(update={"device": device, "dtype": dtype})
     before = runs.train("before", beside=False)
     made_before = [event for event in runs.events if event != "step"]
     assert runs.events == [*made_before, *["step"] * 4]
