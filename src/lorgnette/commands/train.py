@@ -31,6 +31,7 @@ from lorgnette.startup import gc_paused, get_command_start, start_cuda_init
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.gpu_gain import describe_gain
 from lorgnette.training.initial_adapter import build_manifest_entry, describe_seen_images, inherit_settings
+from lorgnette.training.kernel_stage import compile_kernels_ahead, request_kernels, wait_for_kernels
 from lorgnette.training.launch import NumGpus, build_rank_terminal
 from lorgnette.training.ranks import Ranks, open_ranks
 from lorgnette.training.step_count import StepCount
@@ -81,7 +82,7 @@ def train(
         hint = "give name= for runs/NAME, or run= for the folder itself"
         raise UsageError("two names for the run's folder", where=f"name={name}, run={values['run']}", hint=hint)
     name = name or (Path(recipe).stem if recipe else _name_after_data(chosen))
-    with open_ranks(gpus, chosen.device, terminal) as ranks:
+    with compile_kernels_ahead(chosen), open_ranks(gpus, chosen.device, terminal) as ranks:
         timer = StageTimer(terminal, get_command_start())
         if chosen.run is not None and ranks.is_main:
             RunDir.check_is_free(chosen.run)
@@ -196,7 +197,11 @@ def resume(
         raise UsageError("a run of `teach`, not of `train`", where=str(run_dir.path), hint=hint)
     settings = config.load_settings(config.read_recipe(run_dir.config), where=str(run_dir.config))
     settings = _relocate(settings, run_dir)
-    with open_ranks(gpus, settings.device, terminal) as ranks, ranks.open_run(run_dir.lock(terminal.warn)) as locked:
+    with (
+        compile_kernels_ahead(settings),
+        open_ranks(gpus, settings.device, terminal) as ranks,
+        ranks.open_run(run_dir.lock(terminal.warn)) as locked,
+    ):
         with timer("data"):
             data = TrainingData.load(settings, terminal)
             data.check_unchanged(run_dir.manifest)
@@ -237,6 +242,7 @@ def _train(
         register_facts_metric()
 
     # CUDA starts on a thread while torch is imported; not in a process that is forked.
+    request_kernels(settings, data)
     with timer("imports"):
         if ranks.num_to_start == 1 and settings.device != "cpu":
             start_cuda_init()
@@ -256,6 +262,8 @@ def _train(
                 own = build_rank_terminal()
                 run_training(settings, run_dir, data, eval_processor, (), StageTimer(own), own, UserCallbacks(), world)
 
+    if ranks.num_to_start > 1:
+        wait_for_kernels(timer, terminal, ends=True)  # no process of ours is there at the fork
     try:
         ranks.run(settings.device, run_dir, train_rank)
     except LorgnetteError:

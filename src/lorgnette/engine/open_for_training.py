@@ -17,6 +17,7 @@ from lorgnette.distributed import World
 from lorgnette.engine.fast import FastEngine
 from lorgnette.engine.loading import NO_MODULES, allocate_decoder, load_decoder
 from lorgnette.features.image_features import Features
+from lorgnette.kernels import compile_ahead
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.adapter_shape import AdapterShape
@@ -87,10 +88,10 @@ def open_for_training(
     # Kernels, while the weights are read.
     warmups: list[Future[None]] = []
     if lazy_tower is not None:
-        warmups.append(warm_tower.submit(warm_up_tower, vision_config, first_batches[0].grids, device, dtype))
+        warmups.append(warm_tower.submit(_warm_up, warm_up_tower, vision_config, first_batches[0].grids, device, dtype))
     if is_cuda:
         options = (dtype, lora.dropout, list_nf4_modules(checkpoint), repeats)
-        warmups.append(warm_decoder.submit(warm_up_decoder, shape, first_batches, features, *options))
+        warmups.append(warm_decoder.submit(_warm_up, warm_up_decoder, shape, first_batches, features, *options))
 
     if fit.is_loaded_in_turn:
         wait(warmups)
@@ -131,6 +132,12 @@ def open_for_training(
         return engine
 
     return PendingEngine(lambda: lazy_tower and lazy_tower.tower, wait_for_decoder, build_engine)
+
+
+def _warm_up(function: Callable[..., None], *arguments: Any) -> None:
+    """Call a warm-up once other processes have compiled the kernels."""
+    compile_ahead.wait()
+    function(*arguments)
 
 
 def warm_up_tower(config: VisionConfig, grids: Iterable[ImageGrid], device: torch.device, dtype: torch.dtype) -> None:

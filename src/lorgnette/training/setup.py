@@ -40,6 +40,7 @@ from lorgnette.training.batch_stats import count_steps
 from lorgnette.training.checkpoint import read_max_tokens
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.feature_stage import FeatureStage
+from lorgnette.training.kernel_stage import wait_for_kernels
 from lorgnette.training.optimizer import warm_up_optimizer
 from lorgnette.training.sampler import BatchSampler
 from lorgnette.types import ImageGrid
@@ -135,6 +136,8 @@ def build_training(
     pool = ThreadPoolExecutor(1, "warm up optimizer")
     optimizer_warmup = pool.submit(warm_up_optimizer, device, dtype, settings.train)
     pool.shutdown(wait=False)
+    if fit.is_loaded_in_turn:
+        wait_for_kernels(timer, terminal)
     pending = open_for_training(
         data.checkpoint, settings.lora, features, dtype, seed=settings.seed,
         resume_from=resume_from or settings.adapter, group_by_image=settings.data.group_by_image,
@@ -144,6 +147,8 @@ def build_training(
     pipeline = stage.start_pipeline(features, step) if fit.keeps_tower else None
     if pipeline is None:
         stage.start(features)
+
+    wait_for_kernels(timer, terminal)
 
     # The vision tower first: the decoder is read while it computes features.
     with timer("weights"):

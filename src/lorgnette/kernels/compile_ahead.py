@@ -1,0 +1,178 @@
+"""Compiles the Triton kernels of a command in other processes, on all cores, while this one imports torch and reads.
+
+    start()        at the start of the command: a process that imports torch, if nothing has been compiled yet
+    request(…)     once it is known which model computes with which settings: what to compile
+    wait()         before the first launch of a kernel
+
+Where everything has been compiled, a marker beside Triton's kernels says so, and no process is started. What another
+process has not compiled Triton compiles at its first launch, so whatever fails here costs time only. The process is
+lorgnette.inference.compile_kernels. Needs no torch.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Lock
+from typing import Any, Literal
+
+_PROCESS = "lorgnette.inference.compile_kernels"
+_PACKAGE = Path(__file__).parents[1]
+_SOURCES = ("kernels", "models", "engine", "inference", "lora")
+"""Packages whose code decides which kernels are launched, and with what."""
+_DRIVER_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+"""Of NVIDIA's driver on Linux, and in Windows' Linux."""
+_CARDS = Path("/proc/driver/nvidia/gpus")
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRequest:
+    """What a command will compute. lora: `LoraSettings` of the adapter as plain values, None without one; is_trained:
+    steps are taken, not only answers given. dtype: as of `select_dtype`. quantization: as of Settings. slots: of the KV
+    caches of its answers."""
+
+    model: str
+    dtype: str
+    lora: Mapping[str, Any] | None
+    quantization: Literal["nf4"] | None
+    slots: tuple[int, ...]
+    is_trained: bool = True
+
+
+class KernelCompiler:
+    """The processes, as the command sees them. found: kernels to compile, 0 until that is known; compiled: those that
+    are. error: why they failed, or None."""
+
+    def __init__(self) -> None:
+        self.found = self.compiled = 0
+        self.error: str | None = None
+        self.is_requested = self.is_done = False
+        self._lock, self._unread = Lock(), b""
+        # -P: do not search the current folder for modules. PYTHONPATH: find the same lorgnette as this process. One
+        # thread: the process forks others.
+        command = [sys.executable, "-P", "-m", _PROCESS]
+        single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        environment = {**os.environ, **single, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._process = subprocess.Popen(  # noqa: S603 - a module of ours
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests, self._answers = self._process.stdin, self._process.stdout
+
+    def request(self, request: KernelRequest, marker: Path) -> None:
+        """Let them compile. marker: the file to write when all is done."""
+        self.is_requested = True
+        with suppress(BrokenPipeError):  # `wait` then says so
+            self._requests.write(json.dumps({**asdict(request), "marker": str(marker)}).encode() + b"\n")
+            self._requests.flush()
+
+    def poll(self, seconds: float) -> None:
+        """Read what they say within so many seconds; several threads may call it. is_done says when to stop."""
+        with self._lock:
+            if self.is_done or not select.select([self._answers], [], [], seconds)[0]:
+                return
+            chunk = os.read(self._answers.fileno(), 65536)
+            *lines, self._unread = (self._unread + chunk).split(b"\n")
+            for line in lines:
+                answer = json.loads(line)
+                self.found, self.compiled, self.error = answer["found"], answer["compiled"], answer["error"]
+                self.is_done = answer["is_done"]
+            if not chunk:
+                self.error, self.is_done = f"their process ended with status {self._process.wait()}", True
+
+    def stop(self) -> None:
+        """End the processes, wherever they are, and wait until they have ended."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        with suppress(BrokenPipeError):
+            self._requests.close()
+        self._process.wait()
+        self._answers.close()
+
+
+_compilers: list[KernelCompiler] = []
+"""That of the command which runs, if there is one: Triton's cache is one for all of the process, too."""
+
+
+def start() -> None:
+    """Start a process before it is known what to compile, if this GPU has compiled nothing yet."""
+    if not _compilers and _has_gpu() and not any(_list_markers()):
+        _compilers.append(KernelCompiler())
+
+
+def request(request: KernelRequest) -> None:
+    """Compile what this command needs, unless it has been compiled. A process that is not needed ends."""
+    marker = find_marker(request) if _has_gpu() else None
+    if marker is None or marker.exists():
+        stop()
+        return
+    if not _compilers:
+        _compilers.append(KernelCompiler())
+    _compilers[0].request(request, marker)
+
+
+def get_compiler() -> KernelCompiler | None:
+    """The processes that compile what was requested; None if there are none."""
+    return next((compiler for compiler in _compilers if compiler.is_requested), None)
+
+
+def wait() -> None:
+    """Wait until everything is compiled, or has failed. Several threads may wait."""
+    compiler = get_compiler()
+    while compiler and not compiler.is_done:
+        compiler.poll(POLL_SECONDS)
+
+
+def stop() -> None:
+    """End the processes."""
+    while _compilers:
+        _compilers.pop().stop()
+
+
+def find_marker(request: KernelRequest) -> Path:
+    """The file that says that everything of the request has been compiled, for these sources and this GPU."""
+    config = (Path(request.model) / "config.json").read_bytes()
+    return _find_cache() / f"{_name_markers()}-{_hash([{**asdict(request), 'model': ''}, config.decode()])}"
+
+
+def _list_markers() -> Iterable[Path]:
+    return _find_cache().glob(f"{_name_markers()}-*")
+
+
+def _name_markers() -> str:
+    """The common part of all markers of these sources, libraries and GPUs."""
+    sources = [path for package in _SOURCES for path in sorted((_PACKAGE / package).rglob("*.py"))]
+    libraries = [Path(spec.origin) for name in ("torch", "triton") if (spec := find_spec(name)) and spec.origin]
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in [*sources, *libraries]]
+    lines = [path.read_text().splitlines() for path in sorted(_CARDS.glob("*/information"))]
+    models = [line for card in lines for line in card if line.startswith("Model")]
+    environment = [(key, value) for key, value in sorted(os.environ.items()) if key.startswith(("TRITON_", "CUDA_VIS"))]
+    return f"lorgnette-{_hash([files, models, environment, platform.python_version()])}"
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _find_cache() -> Path:
+    """Triton's folder of kernels."""
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
+    return Path(os.environ.get("TRITON_CACHE_DIR") or os.path.join(home, ".triton", "cache"))
+
+
+def _has_gpu() -> bool:
+    """Whether there may be a GPU for which Triton compiles: its driver, and Triton."""
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not is_hidden and any(path.exists() for path in _DRIVER_FILES) and find_spec("triton") is not None

@@ -1,0 +1,76 @@
+"""When a training compiles its kernels: from the start of the command, in other processes. Needs no torch."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lorgnette.config import Settings
+from lorgnette.engine.select import select_engine
+from lorgnette.kernels import compile_ahead
+from lorgnette.planning.limits import pad_slots
+from lorgnette.processing.encoded_rows import RowSizes
+from lorgnette.report.console import Terminal
+from lorgnette.report.stage_timer import StageTimer
+from lorgnette.training.data_module import TrainingData
+
+_SHORT_ANSWER = 32
+"""Tokens of a sample during training (training/eval_samples.py), at least."""
+
+
+@contextmanager
+def compile_kernels_ahead(settings: Settings) -> Iterator[None]:
+    """Start the process that compiles, if this GPU has compiled nothing yet; end what is left of it at the end."""
+    try:
+        if _is_wanted(settings):
+            compile_ahead.start()
+        yield
+    finally:
+        compile_ahead.stop()
+
+
+def request_kernels(settings: Settings, data: TrainingData) -> None:
+    """Compile what this training needs, while torch is imported and weights are read."""
+    engine, _ = select_engine(settings, data.checkpoint.load_hf_config(), on_gpu=True)
+    if engine != "fast" or not _is_wanted(settings):
+        compile_ahead.stop()
+        return
+    sizes = RowSizes.from_examples(data.held_out)
+    longest = int((sizes.lengths - sizes.num_labels).max(initial=0))
+    new_tokens = {_SHORT_ANSWER, settings.predict.max_new_tokens} if longest else set()
+    lora = settings.lora.model_dump(mode="json")
+    slots = tuple(sorted({pad_slots(longest + count) for count in new_tokens}))
+    folder = str(data.checkpoint.folder.resolve())
+    compile_ahead.request(
+        compile_ahead.KernelRequest(folder, settings.dtype, lora, settings.quantization, slots, is_trained=True)
+    )
+
+
+def wait_for_kernels(timer: StageTimer, terminal: Terminal, *, ends: bool = False) -> None:
+    """Show how many are compiled until all are. Nothing if none have to be. ends: end the processes then."""
+    compiler = compile_ahead.get_compiler()
+    if compiler is not None and not compiler.is_done:
+        with timer("kernels"):
+            _show_progress(compiler, terminal)
+        if compiler.error:
+            terminal.warn(f"kernels are compiled one after another, since other processes cannot: {compiler.error}")
+    if ends:
+        compile_ahead.stop()
+
+
+def _show_progress(compiler: compile_ahead.KernelCompiler, terminal: Terminal) -> None:
+    while not (compiler.found or compiler.is_done):
+        compiler.poll(compile_ahead.POLL_SECONDS)
+    if compiler.found:
+        terminal.print(f"kernels    compiles {compiler.found} for this GPU, once")
+    with terminal.show_progress("kernels", compiler.found) as advance:
+        shown = 0
+        while shown < compiler.compiled or not compiler.is_done:
+            compiler.poll(compile_ahead.POLL_SECONDS)
+            advance(compiler.compiled - shown)
+            shown = compiler.compiled
+
+
+def _is_wanted(settings: Settings) -> bool:
+    """Of several processes that torchrun has started on a machine the first compiles."""
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    return is_first and settings.device in ("auto", "cuda") and settings.engine != "reference"
