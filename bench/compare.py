@@ -2,17 +2,19 @@
 
     python bench/compare.py JOB --out results.json --peers transformers,trl,… --budget 550 --wheels DIR
 
-A peer's own packages are installed from DIR/PEER/**.whl; everything else must be installed already. The results are
-written after every run. Everyone runs once before anyone runs twice, so the budget only cuts off repeats. Compiled
-kernels are cached from run to run in one folder, empty at first. So if there are more runs, the first one of each is
-reported separately, and the figures are the medians of the others.
+A peer's own packages, listed in peers/packages/PEER.txt, are installed from the wheels in DIR; everything else must be
+installed already. --baseline CHECKOUT is an older version of lorgnette, which runs in turns with this one, `baseline`.
+
+The results are written after every run. Everyone runs once before anyone runs twice, so the budget only cuts off
+repeats. Compiled kernels are kept from run to run, and none are there at first: the first run of each is reported
+separately (summary.py). In the end trained_loss.py compares the adapters of the last runs with fp32's; --judge is the
+seconds kept for it, 0 for none of it.
 """
 
 import argparse
 import csv
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -21,9 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+import process
 from process import FailedError
 from results_file import ResultsFile
-from run_one import HERE, NO_DROPOUT, OURS, Run, install_peer, run_ours, run_peer
+from run_one import HERE, NO_DROPOUT, find_adapter, install_peer, run_baseline, run_ours, run_peer
+from start import EPOCHS, RANK, write_start
+from summary import BASELINE, OURS, Run, compare_versions, compare_with_fastest_peer, summarize
 
 import lorgnette
 from lorgnette import data
@@ -33,13 +38,11 @@ from lorgnette.models.registry import parse_configs
 from lorgnette.processing.processor import Processor
 
 PEERS = tuple(path.stem.removeprefix("by_") for path in sorted((HERE / "peers").glob("by_*.py")))
-NUM_HELD_OUT, SIDE, EPOCHS, RANK = 4, 280, 2, 64
+NUM_HELD_OUT, SIDE = 4, 280
 MIN_SECONDS = 30
 """No first run starts with less time left: none was ever faster."""
 REPEAT_FACTOR = 1.2
 """A repeat starts only if this many times the seconds of its last run are left."""
-FIGURES = ("prep_s", "training_s", "saved_s", "samples_per_s", "steady_samples_per_s", "tokens_per_s",
-           "steady_tokens_per_s", "share", "steady_share", "peak_gib", "reserved_gib", "launch_us")  # fmt: skip
 
 
 def add_rates(run: Run, job: dict[str, float], ceiling: float | None) -> Run:
@@ -102,27 +105,6 @@ def write_resized(job: Path, folder: Path, side: int) -> None:
         out.writerows(pool.map(resize, rows))
 
 
-def summarize(runs: list[Run]) -> dict[str, Run]:
-    """By name: medians over its runs (without the first, if there are more), and the training time relative to
-    lorgnette's: to its later runs if the row has later runs, to its first run if the first is the only one."""
-    table: dict[str, Run] = {}
-    for name in dict.fromkeys(run["name"] for run in runs):
-        own = [run for run in runs if run["name"] == name]
-        good = [run for run in own if "failed" not in run]
-        if not good:
-            table[name] = {"failed": own[-1]["failed"]}
-            continue
-        rest = good[1:] or good
-        values_by_figure = {figure: [run[figure] for run in rest if run.get(figure) is not None] for figure in FIGURES}
-        medians = {figure: statistics.median(values) for figure, values in values_by_figure.items() if values}
-        table[name] = medians | {"runs": len(rest), "first_training_s": good[0]["training_s"], "cold": len(good) == 1}
-    if "training_s" in (base := table.get(OURS, {})):
-        for row in (row for row in table.values() if "training_s" in row):
-            reference = "first_training_s" if row["cold"] else "training_s"
-            row["times_ours"] = row["training_s"] / base[reference]
-    return table
-
-
 def order_runs(peers: list[str], repeat: int, own: list[str], times: int, once: list[str]) -> list[str]:
     """The names of the runs in order: in rounds, so that a drift of the machine affects all."""
     rounds = [(own if n < times else []) + (peers if n < repeat else []) for n in range(max(repeat, times))]
@@ -132,40 +114,78 @@ def order_runs(peers: list[str], repeat: int, own: list[str], times: int, once: 
 def run_all(arguments: argparse.Namespace) -> None:
     end = time.monotonic() + arguments.budget
     work, job = arguments.work.resolve(), arguments.job.resolve()
-    shutil.rmtree(work / "kernels", ignore_errors=True)
+    for folder in (work / "kernels", work / BASELINE, work / "cache"):
+        shutil.rmtree(folder, ignore_errors=True)
     size = measure_job(job)
     write_resized(job, work / "images", int(size["side"]))
+    write_start(job / "model", int(size["samples"]), work / "start")
+    own = [*arguments.own, *([BASELINE] if arguments.baseline else [])]
     sites, runs = install_peers(arguments.peers, arguments.wheels, work)
     output = subprocess.run([sys.executable, str(HERE / "machine.py")], capture_output=True, text=True, check=True)
     machine = json.loads(output.stdout)
     print(output.stdout, flush=True)
     results = ResultsFile(arguments.out, ["bench/compare.py", *arguments.peers], machine["gpu"], end - time.monotonic())
     versions = {OURS: {"lorgnette": lorgnette.__version__, "torch": machine["torch"]}}
-    results.update(summary=summarize(runs), runs=runs, job=size, machine=machine, versions=versions)
-    for name in order_runs(arguments.peers, arguments.repeat, arguments.own, arguments.times, arguments.once):
-        if not is_due(name, runs, results):
+    results.update(**summarize_all(runs), runs=runs, job=size, machine=machine, versions=versions)
+    for name in order_runs(arguments.peers, arguments.repeat, own, arguments.times, arguments.once):
+        if not is_due(name, runs, results, arguments.judge):
             continue
-        kind, limit = name.removesuffix(NO_DROPOUT), min(arguments.limit, results.seconds_left)
+        kind, limit = name.removesuffix(NO_DROPOUT), min(arguments.limit, results.seconds_left - arguments.judge)
         before = results.seconds_left
-        run = run_ours(name, job, work, limit) if kind == OURS else run_peer(name, job, work, sites[kind], limit)
+        if kind == OURS:
+            run = run_ours(name, job, work, limit)
+        elif kind == BASELINE:
+            run = run_baseline(arguments.baseline.resolve(), job, work, limit)
+        else:
+            run = run_peer(name, job, work, sites[kind], limit)
         versions[kind] = run.pop("versions", versions.get(kind, {}))
         runs.append(
             {"name": name, "took_s": before - results.seconds_left, **add_rates(run, size, machine["matmul_tflops"])}
         )
-        print(json.dumps({key: value for key, value in runs[-1].items() if key != "losses"}), flush=True)
-        results.update(summary=summarize(runs), runs=runs, versions=versions)
+        print(
+            json.dumps({key: value for key, value in runs[-1].items() if key not in ("losses", "timeline")}), flush=True
+        )
+        results.update(**summarize_all(runs), runs=runs, versions=versions)
+    if arguments.judge and results.seconds_left > 0:
+        results.update(trained_loss=judge_adapters(job, work, runs, results.seconds_left))
 
 
-def is_due(name: str, runs: list[Run], results: ResultsFile) -> bool:
-    """Whether to start it: not if it failed before, and not if too little time is left."""
+def summarize_all(runs: list[Run]) -> dict[str, Any]:
+    table = summarize(runs)
+    return {
+        "summary": table, "versions_compared": compare_versions(table),
+        "fastest_peer": compare_with_fastest_peer(table),
+    }  # fmt: skip
+
+
+def judge_adapters(job: Path, work: Path, runs: list[Run], limit: float) -> dict[str, Any]:
+    """The figures of trained_loss.py for the adapters of all last runs with dropout, or why there are none."""
+    names = {run["name"] for run in runs if "saved_s" in run and not run["name"].endswith(NO_DROPOUT)}
+    adapters = {name: find_adapter(name, work) for name in sorted(names)}
+    out = work / "trained_loss.json"
+    out.unlink(missing_ok=True)
+    words = [str(job), *(f"{name}={folder}" for name, folder in adapters.items()), "--out", str(out)]
+    command = [sys.executable, str(HERE / "trained_loss.py"), *words, "--budget", str(limit)]
+    reason = None
+    try:
+        process.run(command, work / "trained_loss.txt", limit)
+    except FailedError as error:
+        reason = str(error)
+    figures: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    figures.pop("made_with", None)
+    return figures | ({"failed": reason} if reason else {})
+
+
+def is_due(name: str, runs: list[Run], results: ResultsFile, reserved: float = 0) -> bool:
+    """Whether to start it: not if it failed before, nor if too little time is left beside the `reserved` seconds."""
     before = [run for run in runs if run["name"] == name]
     if any("failed" in run for run in before):
         return False
-    if results.fits(REPEAT_FACTOR * before[-1]["took_s"] if before else MIN_SECONDS, name):
+    if results.fits(reserved + (REPEAT_FACTOR * before[-1]["took_s"] if before else MIN_SECONDS), name):
         return True
     if not before:
         runs.append({"name": name, "failed": "not run: no time was left"})
-        results.update(summary=summarize(runs), runs=runs)
+        results.update(**summarize_all(runs), runs=runs)
     return False
 
 
@@ -205,8 +225,10 @@ if __name__ == "__main__":
     parser.add_argument("--repeat", type=int, default=2, help="runs of each peer")
     parser.add_argument("--once", type=parse_names, default=["unsloth", "unsloth-dropout0"], help="peers that run once")
     parser.add_argument("--own", type=parse_names, default=[OURS], help="lorgnette, lorgnette-dropout0, or both")
-    parser.add_argument("--times", type=int, default=4, help="runs of lorgnette")
-    parser.add_argument("--wheels", type=Path, help="a folder with a folder of wheels for each peer")
+    parser.add_argument("--times", type=int, default=4, help="runs of lorgnette and of its older version")
+    parser.add_argument("--baseline", type=Path, help="a checkout of an older version")
+    parser.add_argument("--judge", type=float, default=90, help="seconds kept for trained_loss.py")
+    parser.add_argument("--wheels", type=Path, help="a folder with the wheels of all peers")
     parser.add_argument("--work", type=Path, default=Path("bench/out/compare"))
     parser.add_argument("--limit", type=float, default=200, help="seconds a run may take")
     parser.add_argument("--budget", type=float, default=3600, help="seconds for everything")

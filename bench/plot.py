@@ -1,21 +1,27 @@
-"""Print the README's table of a comparison and draw its chart.
+"""Print a comparison's tables and draw its chart.
 
     python bench/plot.py results.json [more.json …] [--svg docs/bench.svg] [--without NAME …]
 
-Files of several calls are marked ¹, ², …: every ratio is to lorgnette's own runs in the same call, and lorgnette has a
-row for each call. A peer has one row, of the call with most of its runs, the later one in a tie. The machine of each
-call is printed to stderr.
+The first table, the README's, has the runs after a first one, and the second the first runs; the chart shows the first
+table. Files of several calls are marked ¹, ², …: every ratio is to lorgnette's own runs in the same call, and lorgnette
+has a row for each call. A peer has one row, of the call with most of its runs, the later one in a tie. Then follows,
+for each call that ran them, lorgnette beside its older version and beside the fastest peer. The machine of each call is
+printed to stderr.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from summary import BASELINE, OURS, Row, compare_versions, compare_with_fastest_peer, summarize
+
 NAMES = {
-    "lorgnette": "**lorgnette**",
+    OURS: "**lorgnette**",
+    BASELINE: "lorgnette, older",
     "transformers": "PEFT + transformers",
     "trl": "TRL",
     "swift": "ms-swift",
@@ -33,46 +39,61 @@ COLUMNS = {
     "of the matmul ceiling": lambda row: f"{row['steady_share']:.1%}",
     "peak GiB, allocated": lambda row: f"{row['peak_gib']:.1f}",
     "… reserved": lambda row: f"{row['reserved_gib']:.1f}",
-    "runs": lambda row: "1, the first" if row["cold"] else f"{row['runs']} after a first",
+    "loss afterwards, above fp32's": lambda row: f"{row['above_fp32']:+.3f}",
+    "runs": lambda row: f"{row['runs']}",
     "× lorgnette's training": lambda row: f"{row['times_ours']:.1f}",
 }
+FIRST_COLUMNS = (
+    "before the first step, s", "62 steps, s", "start to adapter saved, s", "samples/s, steady",
+    "× lorgnette's training",
+)  # fmt: skip
 MARKS = "¹²³⁴⁵⁶⁷⁸⁹"
 WIDTH, LABEL, BAR, GAP = 760, 240, 22, 12
 STYLE = """text { font: 13px system-ui, sans-serif; fill: #1f2328 }
 .prep { fill: #9aa4b2 } .training { fill: #2f7d6d } .save { fill: #c9a227 } .axis { stroke: #8b949e }
 @media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .prep { fill: #6b7685 } .training { fill: #4fb39c } }"""
-Row = dict[str, Any]
 
 
-def build_rows(results: list[dict[str, Any]]) -> dict[str, Row]:
-    """The summaries of all calls by label, lorgnette's first."""
+def build_rows(results: list[dict[str, Any]], part: str) -> dict[str, Row]:
+    """The first or the later runs of all calls by label, lorgnette's first. part: first, later."""
     by_key: dict[str, Row] = {}
     for mark, result in zip(MARKS if len(results) > 1 else " ", results, strict=False):
-        for name, row in result["summary"].items():
-            new = row | {"label": f"{format_label(name, result['versions'])} {mark}".strip()}
-            key = f"{name} {mark}" if name.startswith("lorgnette") else name
+        judged = result.get("trained_loss", {}).get("adapters", {})
+        for name, row in summarize(result["runs"]).items():
+            if part not in row and "failed" not in row:
+                continue
+            runs = 1 if part == "first" else row.get("later_runs", 0)
+            new = row.get(part, row) | {
+                "runs": runs,
+                "label": f"{format_label(name, result['versions'])} {mark}".strip(),
+            }
+            if "above_fp32" in (loss := judged.get(name, {})):
+                new["above_fp32"] = loss["above_fp32"]
+            key = f"{name} {mark}" if name.startswith((OURS, BASELINE)) else name
             if key not in by_key or count_worth(new) >= count_worth(by_key[key]):
                 by_key[key] = new
     return {
         row["label"]: by_key[key]
-        for key, row in sorted(by_key.items(), key=lambda item: not item[0].startswith("lorgnette"))
+        for key, row in sorted(by_key.items(), key=lambda item: not item[0].startswith((OURS, BASELINE)))
     }
 
 
 def count_worth(row: Row) -> int:
-    """Rank a row by its number of runs; a run that also compiled counts less."""
-    return 0 if "failed" in row else 2 * int(row["runs"]) - bool(row.get("cold"))
+    """Rank a row by its number of runs."""
+    return 0 if "failed" in row else int(row["runs"])
 
 
 def describe_calls(results: list[dict[str, Any]]) -> str:
-    """One line per call: its machine, with the measured rates, and lorgnette's first run."""
+    """One line per call: its machine, with the measured rates, and what the losses are compared with."""
     lines = []
     for mark, result in zip(MARKS, results, strict=False):
-        machine, first = result["machine"], result["summary"].get("lorgnette", {}).get("first_training_s")
+        machine, losses = result["machine"], result.get("trained_loss", {})
         facts = [machine["gpu"] or "CPU", f"{machine['cores']} cores", f"torch {machine['torch']}"]
         facts += [f"{machine['matmul_tflops']:.0f} TFLOP/s"] if machine["matmul_tflops"] else []
         facts += [f"{machine['launch_us']:.1f} µs per launch"] if machine.get("launch_us") else []
-        facts += [f"lorgnette's first run {first:.1f} s"] if first else []
+        if "fp32" in losses:
+            facts.append(f"fp32's loss {losses['before']:.3f} before and {losses['fp32']:.3f} after the job")
+        facts += [f"range of losses with other dropout masks {losses['spread']:.3f}"] if "spread" in losses else []
         lines.append(f"{mark} {result['made_with']['started'][:10]}: " + ", ".join(facts))
     return "\n".join(lines)
 
@@ -84,11 +105,25 @@ def format_label(name: str, versions: dict[str, dict[str, str]]) -> str:
     return NAMES[kind] + (f" {version}" if version else "") + (", no dropout" if variant else "")
 
 
-def format_table(rows: dict[str, Row]) -> str:
-    lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * len(COLUMNS) + "|"]
+def format_table(rows: dict[str, Row], columns: Sequence[str] = tuple(COLUMNS)) -> str:
+    lines = ["| | " + " | ".join(columns) + " |", "|---" + "|---:" * len(columns) + "|"]
     for row in rows.values():
-        cells = [format_cell(show, row) for show in COLUMNS.values()] if "failed" not in row else [format_failure(row)]
-        lines.append(f"| {row['label']} | " + " | ".join(cells + [""] * (len(COLUMNS) - len(cells))) + " |")
+        cells = [format_cell(COLUMNS[name], row) for name in columns] if "failed" not in row else [format_failure(row)]
+        lines.append(f"| {row['label']} | " + " | ".join(cells + [""] * (len(columns) - len(cells))) + " |")
+    return "\n".join(lines)
+
+
+def format_versions(table: dict[str, Row]) -> str:
+    """lorgnette beside its older version and beside the fastest peer; empty without an older version."""
+    versions = compare_versions(table)
+    if not versions:
+        return ""
+    lines = ["| | older | now | ratio |", "|---|---:|---:|---:|"]
+    for title, row in versions.items():
+        lines.append(f"| {title} | {row[BASELINE]:.2f} | {row[OURS]:.2f} | {row['ratio']:.2f} |")
+    for title, row in compare_with_fastest_peer(table).items():
+        old, new = (f"{row[f'times_{name}']:.1f} ×" if f"times_{name}" in row else "–" for name in (BASELINE, OURS))
+        lines.append(f"| {title}, beside {NAMES[row['peer']]}'s {row['fastest']:.1f} | {old} | {new} | |")
     return "\n".join(lines)
 
 
@@ -143,8 +178,10 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     results = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.results]
     for result in results:
-        result["summary"] = {name: row for name, row in result["summary"].items() if name not in arguments.without}
-    rows = build_rows(results)
-    print(format_table(rows))
+        result["runs"] = [run for run in result["runs"] if run["name"] not in arguments.without]
+    rows = build_rows(results, "later")
+    tables = [format_table(rows), format_table(build_rows(results, "first"), FIRST_COLUMNS)]
+    tables += [format_versions(summarize(result["runs"])) for result in results]
+    print("\n\n".join(table for table in tables if table))
     print(describe_calls(results), file=sys.stderr)
     arguments.svg.write_text(draw_chart(rows), encoding="utf-8")

@@ -1,4 +1,7 @@
-"""One run of the benchmark job, of lorgnette or of a peer, in a process of its own: its figures, or why it has none."""
+"""One run of the benchmark job, of lorgnette or of a peer, in a process of its own: its figures, or why it has none.
+
+A run's adapter lies in `find_adapter(name, work)` until the next run of that name.
+"""
 
 import json
 import os
@@ -8,30 +11,59 @@ import sys
 import time
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
 
 import process
 import training_run
+from summary import BASELINE, OURS, Run
 
 from lorgnette.report import run_log
 
 HERE = Path(__file__).parent
 NO_DROPOUT = "-dropout0"
-OURS = "lorgnette"
 NUM_WARMUP_STEPS = 5
 CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
-"""Caches of compiled kernels, shared by all runs as on any machine. Peers share Liger's kernels."""
-Run = dict[str, Any]
+"""Caches of compiled kernels, shared by all runs as on any machine. Peers share Liger's kernels. An older version of
+lorgnette has its own."""
+OLDER_BENCH = {"run_one": "run_ours", "timed": "ours"}
+"""The module and the function of an older version's bench that do what `run_ours` does here."""
+RUN_OLDER = """import json, sys
+from importlib import import_module
+from pathlib import Path
+module, function, job, work, limit = sys.argv[1:]
+run = getattr(import_module(module), function)("lorgnette", Path(job), Path(work), float(limit))
+(Path(work) / "run.json").write_text(json.dumps(run), encoding="utf-8")
+"""
 
 
 def set_kernel_caches(work: Path) -> dict[str, str]:
     return {variable: str(work / "kernels" / folder) for variable, folder in CACHES.items()}
 
 
+def find_adapter(name: str, work: Path) -> Path:
+    return (work / BASELINE / OURS if name == BASELINE else work / name) / "run" / "adapter"
+
+
+def run_baseline(checkout: Path, job: Path, work: Path, limit: float) -> Run:
+    """Run the older version of lorgnette in `checkout` by its own bench, whose figures are those of `run_ours`."""
+    own = work / BASELINE
+    (out := own / "run.json").unlink(missing_ok=True)
+    own.mkdir(parents=True, exist_ok=True)
+    module = next((name for name in OLDER_BENCH if (checkout / "bench" / f"{name}.py").is_file()), None)
+    if module is None:
+        return {"failed": f"{checkout} has no bench/run_one.py"}
+    command = [sys.executable, "-c", RUN_OLDER, module, OLDER_BENCH[module], str(job), str(own), str(limit)]
+    environment = os.environ | {"PYTHONPATH": f"{checkout / 'src'}:{checkout / 'bench'}"}
+    try:
+        process.run(command, own / "log.txt", limit + 20, environment=environment)
+    except process.FailedError as error:
+        return {"failed": str(error)}
+    return read_figures(out)
+
+
 def run_ours(name: str, job: Path, work: Path, limit: float) -> Run:
     """Run lorgnette. Computing the image features and capturing the first graph count as training here, since peers do
     that work in their steps. Evaluation and saving between steps do not: no peer does them here."""
-    shutil.rmtree(work / "cache" / "lorgnette", ignore_errors=True)  # the features of the run before
+    shutil.rmtree(work / "cache" / "lorgnette" / "features", ignore_errors=True)  # of the run before
     folder = work / name / "run"
     overrides = ["train.logging_steps=5", *(["lora.dropout=0"] if name.endswith(NO_DROPOUT) else [])]
     environment = os.environ | set_kernel_caches(work) | {"XDG_CACHE_HOME": str(work / "cache")}
@@ -53,7 +85,8 @@ def run_ours(name: str, job: Path, work: Path, limit: float) -> Run:
         "evaluating_s": evaluating,
         "saved_s": saved,
         "process_s": run["wall_s"],
-        "stages_s": {"start": run["start_s"], **stages},
+        "stages_s": stages,
+        "timeline": run["timeline"],
         "steps": lines[-1]["step"],
         "steady_steps": max(0, lines[-1]["step"] - NUM_WARMUP_STEPS),
         "steady_s": sum(line["seconds"] for line in steady) or None,
@@ -64,7 +97,8 @@ def run_ours(name: str, job: Path, work: Path, limit: float) -> Run:
 
 
 def run_peer(name: str, job: Path, work: Path, site: Path, limit: float) -> Run:
-    """Run a peer and end it once its adapter is on disk.
+    """Run a peer and end it once its adapter is on disk. It starts from lorgnette's first adapter and takes the samples
+    in lorgnette's order: both are in WORK/start (start.py).
 
     Returns {"failed": its last lines} if it has no figures within `limit` seconds. If it trained but did not save, the
     figures have no `saved_s` but a reason, "unsaved".
@@ -73,14 +107,15 @@ def run_peer(name: str, job: Path, work: Path, site: Path, limit: float) -> Run:
     out = home / "run"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
+    python_path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
     environment = os.environ | set_kernel_caches(work) | {
-        "HF_HOME": str(home / "hf"), "MODELSCOPE_CACHE": str(home / "modelscope"), "PYTHONPATH": str(site),
+        "HF_HOME": str(home / "hf"), "MODELSCOPE_CACHE": str(home / "modelscope"), "PYTHONPATH": python_path,
         "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "0",
     }  # fmt: skip
     command = [
         sys.executable, str(HERE / "peers" / f"by_{kind}.py"), str(work / "images"), str(out),
         f"--model={job / 'model'}", f"--dropout={0 if name.endswith(NO_DROPOUT) else 0.05}",
-        f"--started-at={time.time()}",
+        f"--start={work / 'start'}", f"--started-at={time.time()}",
     ]  # fmt: skip
     figures_file, reason = out / "run.json", None
     try:
@@ -105,16 +140,17 @@ def read_figures(path: Path) -> Run:
 
 
 def install_peer(kind: str, wheels: Path | None, work: Path) -> Path:
-    """Install and compile a peer's own packages, outside of the timed runs. Returns their folder.
+    """Install and compile the packages of peers/packages/KIND.txt from `wheels`, outside of the timed runs. Returns
+    their folder, empty without `wheels`.
 
     Raises process.FailedError.
     """
     folder, complete = work / "sites" / kind, work / "sites" / f"{kind}.complete"
-    files = sorted(map(str, (wheels / kind).rglob("*.whl"))) if wheels else []
-    if files and not complete.exists():
+    if wheels and not complete.exists():
         shutil.rmtree(folder, ignore_errors=True)
+        packages = ["--find-links", str(wheels.resolve()), "-r", str(HERE / "peers" / "packages" / f"{kind}.txt")]
         install = ["-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile", "--target", str(folder)]
-        process.run([sys.executable, *install, *files], work / "sites" / f"{kind}.txt", 120)
+        process.run([sys.executable, *install, *packages], work / "sites" / f"{kind}.txt", 120)
         # Not checked: some packages ship templates that are not valid Python.
         subprocess.run(
             [sys.executable, "-m", "compileall", "-q", "-j", "0", str(folder)], check=False, capture_output=True

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,14 +20,20 @@ from ranks import run_ranks
 from lorgnette import __version__, recipes
 from lorgnette.config import LoraSettings, ProcessorSettings
 from lorgnette.distributed import World
+from lorgnette.engine import peft_engine
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.io.parse import read_tensor_entries
+from lorgnette.lora.flat_params import FlatLoraParams
+from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.registry import parse_configs
 from lorgnette.models.weight_loader import index_tensors
 from lorgnette.processing.processor import Processor
+from lorgnette.training.sampler import select_examples
 
 ROOT = Path(__file__).parents[1]
+LORA = LoraSettings(rank=64, alpha=16, dropout=0.05)
+"""The job's."""
 
 
 @pytest.fixture
@@ -69,6 +75,11 @@ def training_run(load: Callable[[str], ModuleType]) -> ModuleType:
 
 
 @pytest.fixture
+def summary(load: Callable[[str], ModuleType]) -> ModuleType:
+    return load("summary")
+
+
+@pytest.fixture
 def plot(load: Callable[[str], ModuleType]) -> ModuleType:
     return load("plot")
 
@@ -97,22 +108,128 @@ def test_rates_and_share(compare: ModuleType) -> None:
     assert compare.add_rates(make_run("trl", 20.0, steps=61), job, None) == {"failed": "took 61 steps, not 62"}
 
 
-def test_the_first_run_stands_apart_and_ratios_are_like_with_like(compare: ModuleType) -> None:
-    runs = [make_run("lorgnette", t) for t in (9.0, 3.0, 2.0, 4.0)] + [make_run("trl", t) for t in (60.0, 21.0)]
+def test_the_first_run_stands_apart_and_ratios_are_like_with_like(summary: ModuleType) -> None:
+    runs = [make_run("lorgnette", t) for t in (9.0, 3.0, 2.0, 4.0)] + [make_run("trl", t) for t in (63.0, 21.0)]
     runs += [make_run("unsloth", 45.0), {"name": "swift", "failed": "exit status 1\nno GPU"}]
-    table = compare.summarize(runs)
-    assert (table["lorgnette"]["training_s"], table["lorgnette"]["runs"]) == (3.0, 3)
-    assert (table["trl"]["training_s"], table["trl"]["first_training_s"], table["trl"]["times_ours"]) == (21, 60, 7)
+    table = summary.summarize(runs)
+    assert (table["lorgnette"]["later"]["training_s"], table["lorgnette"]["later_runs"]) == (3, 3)
+    assert (table["trl"]["later"]["training_s"], table["trl"]["later"]["times_ours"]) == (21, 7)
+    assert (table["trl"]["first"]["training_s"], table["trl"]["first"]["times_ours"]) == (63, 7)
     # The only run also compiled, as lorgnette's first one did.
-    assert (table["unsloth"]["runs"], table["unsloth"]["times_ours"]) == (1, 5)
+    assert (table["unsloth"]["first"]["times_ours"], "later" in table["unsloth"]) == (5, False)
     assert table["swift"] == {"failed": "exit status 1\nno GPU"}
 
 
-def test_a_run_that_did_not_save_keeps_its_other_figures(compare: ModuleType) -> None:
+def test_a_run_that_did_not_save_keeps_its_other_figures(summary: ModuleType) -> None:
     unsaved = make_run("trl", 20.0, unsaved="exit status none after 60 s")
     del unsaved["saved_s"]
-    table = compare.summarize([make_run("lorgnette", 2.0), unsaved])
-    assert (table["trl"]["times_ours"], "saved_s" in table["trl"]) == (10, False)
+    first = summary.summarize([make_run("lorgnette", 2.0), unsaved])["trl"]["first"]
+    assert (first["times_ours"], "saved_s" in first) == (10, False)
+
+
+def test_versions_and_the_fastest_peer_are_compared(summary: ModuleType, plot: ModuleType) -> None:
+    """First runs with first runs, later with later; a peer without dropout or with a first run only is no rival."""
+    runs = [make_run("lorgnette", t, process_s=2 * t, steady_samples_per_s=500) for t in (5.0, 2.0)]
+    runs += [make_run("baseline", t, process_s=2 * t, steady_samples_per_s=400) for t in (10.0, 3.0)]
+    runs += [make_run("trl", t, steady_samples_per_s=40) for t in (50.0, 20.0)]
+    runs += [make_run("swift", t, steady_samples_per_s=50) for t in (60.0, 30.0)]
+    runs += [make_run("unsloth-dropout0", t, steady_samples_per_s=60) for t in (5.0, 2.0)]
+    runs += [make_run("llamafactory", 1.0, steady_samples_per_s=99)]
+    table = summary.summarize(runs)
+    assert {title: row["ratio"] for title, row in summary.compare_versions(table).items()} == {
+        "the whole command, first run, s": 0.5, "the whole command, later runs, s": pytest.approx(2 / 3),
+        "62 steps and features, s": pytest.approx(2 / 3),
+    }  # fmt: skip
+    rate, saved = summary.compare_with_fastest_peer(table).values()
+    assert (rate["peer"], rate["times_lorgnette"], rate["times_baseline"]) == ("swift", 10, 8)
+    assert (saved["peer"], saved["times_lorgnette"]) == ("trl", pytest.approx(31 / 13))
+    assert "beside TRL's 31.0 | 2.2 × | 2.4 × | |" in plot.format_versions(table)
+    assert plot.format_versions(summary.summarize(runs[:2])) == ""
+
+
+def test_a_peer_takes_the_examples_in_lorgnettes_order(load: Callable[[str], ModuleType]) -> None:
+    """Each pass is an epoch of its own, also with a loader's workers, which start a pass before they need it."""
+    order, starts = load("start").order_examples(40), load("job_start")
+    assert [sorted(epoch) for epoch in order] == [list(range(40))] * 2
+    assert order[0] != order[1]
+    assert order[1][32:] == select_examples(5, 40, 16, 0)
+    loader = torch.utils.data.DataLoader(list(range(40)), 16, sampler=starts.JobOrder(order))  # type: ignore[arg-type]
+    assert [torch.cat(list(loader)).tolist() for _ in range(2)] == order
+
+
+def test_a_peer_starts_from_lorgnettes_adapter(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    """Another layer, or a B that is not zero, is not the job's."""
+    load("job").make_model(tmp_path / "model", load("job").BUILT_IN, tiny=True)
+    load("start").write_start(tmp_path / "model", 40, tmp_path / "start")
+    shape = AdapterShape.from_settings(BaseCheckpoint.from_folder(tmp_path / "model").load_text_config(), LORA)
+    params = FlatLoraParams(shape, torch.device("cpu"))
+    named = {
+        name.replace(".weight", ".default.weight"): torch.nn.Parameter(p) for name, p in params.named_params.items()
+    }
+    model = SimpleNamespace(
+        named_parameters=lambda: [*named.items(), ("lm_head.weight", torch.nn.Parameter(torch.ones(1)))]
+    )
+    load("job_start").load_first_adapter(model, tmp_path / "start")
+    assert torch.equal(params.values.data, FlatLoraParams.init_values(shape, 0))
+    some = next(name for name in named if ".lora_B." in name)
+    named[some].data.fill_(1)
+    with pytest.raises(RuntimeError, match="not zero before the first step"):
+        load("job_start").load_first_adapter(model, tmp_path / "start")
+    del named[next(iter(named))]
+    with pytest.raises(RuntimeError, match="1 adapted layers are not the job's"):
+        load("job_start").load_first_adapter(model, tmp_path / "start")
+
+
+def test_adapters_are_compared_with_fp32s(
+    load: Callable[[str], ModuleType], results_file: ModuleType, tmp_path: Path
+) -> None:
+    """The same training is 0 above; the first adapter, which has learned nothing, is the whole gain above. An adapter
+    of another scale is refused."""
+    load("job").make_model(tmp_path / "model", load("job").BUILT_IN, tiny=True)
+    load("job").make_images(tmp_path, 3)
+    trained, checkpoint = load("trained_loss"), BaseCheckpoint.from_folder(tmp_path / "model")
+    processor = Processor.from_folder(tmp_path / "model", ProcessorSettings(image_size=(56, 56)))
+    encoded = [processor.encode(example) for example in load("step").load_examples(tmp_path)]
+    features = load("answers").PreparedFeatures(64)
+    judge = trained.Judge(checkpoint, features, LORA, encoded)
+    for name, seed in (("same", 0), ("other masks", 1), ("first", None)):
+        model = peft_engine.add_adapter(
+            peft_engine.load_base_model(checkpoint, torch.device("cpu"), torch.float32), checkpoint.family, LORA, 0
+        )
+        if seed is not None:
+            trained.train(peft_engine.ReferenceEngine(model, features), encoded, seed)
+        model.save_pretrained(tmp_path / name)
+    config = json.loads((tmp_path / "first" / "adapter_config.json").read_text())
+    (tmp_path / "scale").mkdir()
+    (tmp_path / "scale" / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 32}))
+    (tmp_path / "scale" / "adapter_model.safetensors").write_bytes(
+        (tmp_path / "first" / "adapter_model.safetensors").read_bytes()
+    )
+    folders = {name: tmp_path / name for name in ("same", "other masks", "first", "scale", "nobody")}
+    results = results_file.ResultsFile(tmp_path / "out.json", [], None, 60)
+    figures = trained.judge_adapters(judge, folders, LORA, encoded, results)
+    above = {name: row.get("above_fp32") for name, row in figures["adapters"].items()}
+    gain = figures["before"] - figures["fp32"]
+    assert gain > 1e-4
+    assert above["same"] == 0
+    assert 0 < abs(above["other masks"]) < gain
+    assert above["first"] == pytest.approx(gain)
+    assert "alpha 32" in figures["adapters"]["scale"]["failed"]
+    assert "failed" in figures["adapters"]["nobody"]
+
+
+@pytest.mark.parametrize(("module", "function"), [("run_one", "run_ours"), ("timed", "ours")])
+def test_an_older_version_runs_by_its_own_bench(
+    run_one: ModuleType, tmp_path: Path, module: str, function: str
+) -> None:
+    (tmp_path / "old" / "bench").mkdir(parents=True)
+    assert "has no bench" in run_one.run_baseline(tmp_path / "old", tmp_path, tmp_path / "work", 60)["failed"]
+    code = (
+        f"def {function}(name, job, work, limit): return {{'training_s': limit, 'names': [name, str(job), str(work)]}}"
+    )
+    (tmp_path / "old" / "bench" / f"{module}.py").write_text(code)
+    run = run_one.run_baseline(tmp_path / "old", tmp_path / "job", tmp_path / "work", 60)
+    assert run == {"training_s": 60, "names": ["lorgnette", str(tmp_path / "job"), str(tmp_path / "work" / "baseline")]}
 
 
 def test_everyone_runs_once_before_anyone_runs_twice(compare: ModuleType) -> None:
@@ -134,7 +251,10 @@ def test_a_run_that_no_longer_fits_is_skipped_and_listed(
     assert "time" in content["summary"]["swift"]["failed"]
     results = results_file.ResultsFile(tmp_path / "fewer.json", ["bench"], None, 20)
     assert not compare.is_due("lorgnette", runs, results)
-    assert compare.summarize(runs)["lorgnette"]["training_s"] == 5  # a skipped repeat changes nothing
+    assert compare.summarize(runs)["lorgnette"]["first"]["training_s"] == 5  # a skipped repeat changes nothing
+    results = results_file.ResultsFile(tmp_path / "fewest.json", ["bench"], None, 40)
+    assert compare.is_due("lorgnette", runs, results)
+    assert not compare.is_due("lorgnette", runs, results, reserved=20)  # for the losses
 
 
 def test_the_file_is_complete_after_every_measurement(results_file: ModuleType, tmp_path: Path) -> None:
@@ -233,21 +353,28 @@ def test_a_timeline_accounts_for_every_second(training_run: ModuleType) -> None:
     assert training_run.build_timeline([{"kind": "stage", "name": "data", "seconds": 1.0}], 4.5) == []
 
 
-def result(summary: dict[str, object], **versions: dict[str, str]) -> dict[str, object]:
+def result(runs: list[dict[str, object]], **versions: dict[str, str]) -> dict[str, object]:
     """The content of a results file."""
     machine = {"gpu": "NVIDIA H200", "cores": 16, "torch": "2.11.0", "matmul_tflops": 693.0, "launch_us": 9.0}
     made = {"started": "2026-11-23T01:47:57+00:00"}
-    return json.loads(json.dumps({"summary": summary, "versions": versions, "machine": machine, "made_with": made}))  # type: ignore[no-any-return]
+    return json.loads(json.dumps({"runs": runs, "versions": versions, "machine": machine, "made_with": made}))  # type: ignore[no-any-return]
 
 
-def test_table_and_chart(compare: ModuleType, plot: ModuleType) -> None:
-    runs = [make_run("lorgnette", 3.0), make_run("trl", 21.0), {"name": "swift", "failed": "exit 1\nboom | bang"}]
-    found = plot.build_rows([result(compare.summarize(runs), trl={"trl": "1.16.0"})])
+def test_tables_and_chart(plot: ModuleType) -> None:
+    runs = [make_run("lorgnette", t) for t in (9.0, 3.0)] + [make_run("trl", t) for t in (63.0, 21.0)]
+    runs += [make_run("unsloth", 45.0), {"name": "swift", "failed": "exit 1\nboom | bang"}]
+    call = result(runs, trl={"trl": "1.16.0"})
+    call["trained_loss"] = {"before": 7.0, "fp32": 5.0, "spread": 0.002, "adapters": {"trl": {"above_fp32": 0.0394}}}
+    found = plot.build_rows([call], "later")
     lines = plot.format_table(found).splitlines()
     assert {line.replace("\\|", "").count("|") for line in lines} == {len(plot.COLUMNS) + 2}
     assert "TRL 1.16.0 | 10.0 | 21.0 | 32.0" in lines[3]
-    assert lines[3].endswith("| 1, the first | 7.0 |")
+    assert lines[3].endswith("| +0.039 | 1 | 7.0 |")
     assert "no figures: boom \\| bang" in lines[4]
+    assert len(lines) == 5, "Unsloth has a first run only"
+    first = plot.format_table(plot.build_rows([call], "first"), plot.FIRST_COLUMNS).splitlines()
+    assert "| Unsloth | 10.0 | 45.0 | 56.0 | – | 5.0 |" in first
+    assert "5.000 after the job, range of losses with other dropout masks 0.002" in plot.describe_calls([call])
     drawn = plot.draw_chart(found)
     bars = [float(e.get("width", 0)) for e in ET.fromstring(drawn).iter("{http://www.w3.org/2000/svg}rect")][:6]
     assert bars[4] == pytest.approx(7 * bars[1], rel=0.01)
@@ -255,21 +382,26 @@ def test_table_and_chart(compare: ModuleType, plot: ModuleType) -> None:
     assert "swift" not in drawn
 
 
-def test_several_files_make_one_table(compare: ModuleType, plot: ModuleType) -> None:
+def test_several_files_make_one_table(plot: ModuleType) -> None:
     """lorgnette has a row per call; a peer one, of the call with most of its runs, and its ratio is to that call."""
+
+    def twice(name: str, training: float, times: int = 2) -> list[dict[str, object]]:
+        return [make_run(name, t) for t in [3 * training, *[training] * (times - 1)]]
+
     failed = {"name": "unsloth", "failed": "exit status none after 110 s"}
-    first = compare.summarize([make_run("lorgnette", 3.0), make_run("trl", 30.0), failed])
-    second = compare.summarize([make_run("lorgnette", 4.0), make_run("trl", 20.0), make_run("unsloth", 40.0)])
-    calls = [result(first), result(second, unsloth={"unsloth": "2026.10.9"})]
-    table = plot.format_table(plot.build_rows(calls)).splitlines()[2:]
+    first = result([*twice("lorgnette", 3.0), *twice("trl", 30.0), failed])
+    second = result(
+        [*twice("lorgnette", 4.0), *twice("trl", 20.0), *twice("unsloth", 40.0)], unsloth={"unsloth": "2026.10.9"}
+    )
+    table = plot.format_table(plot.build_rows([first, second], "later")).splitlines()[2:]
     assert [line.split(" | ")[0] for line in table] == [
         "| **lorgnette** ¹", "| **lorgnette** ²", "| TRL ²", "| Unsloth 2026.10.9 ²",
     ]  # fmt: skip
     assert [line.split(" | ")[-1] for line in table] == ["1.0 |", "1.0 |", "5.0 |", "10.0 |"]
-    twice = compare.summarize([make_run("lorgnette", 3.0)] + [make_run("trl", t) for t in (30.0, 24.0)])  # one warm run
-    assert "| TRL ¹ |" in plot.format_table(plot.build_rows([result(twice), result(second)]))
+    more = result([*twice("lorgnette", 3.0), *twice("trl", 30.0, times=3)])
+    assert "| TRL ¹ |" in plot.format_table(plot.build_rows([more, second], "later"))
     assert (
-        plot.describe_calls(calls)
+        plot.describe_calls([first, second])
         .splitlines()[1]
         .startswith("² 2026-11-23: NVIDIA H200, 16 cores, torch 2.11.0, 693 T")
     )
@@ -279,9 +411,9 @@ def test_the_committed_results_make_the_table(plot: ModuleType) -> None:
     files = sorted((ROOT / "bench" / "results").glob("*-peers-*.json"))
     results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     assert len(files) > 2
-    assert "LLaMA-Factory 0.9.5" in plot.format_table(plot.build_rows(results))
+    assert "LLaMA-Factory 0.9.5" in plot.format_table(plot.build_rows(results, "first"))
     assert len(plot.describe_calls(results).splitlines()) == len(files)
-    ET.fromstring(plot.draw_chart(plot.build_rows(results)))
+    ET.fromstring(plot.draw_chart(plot.build_rows(results, "later")))
 
 
 def test_generated_photographs_are_distinct(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 import json
 import os
+from collections.abc import Iterator
 
 from inputs import PROMPT, TRAINER, count_pixels, parse_inputs, read_model_type
 
 os.environ |= {"MAX_PIXELS": str(count_pixels(run := parse_inputs())), "USE_HF": "1"}
 
+from job_start import JobOrder, read_order
 from meter import Meter
 from swift import callbacks_map, sft_main
+from swift.trainers import mixin
 
 model_type = read_model_type(run)  # also ms-swift's name of the model and of its template
 rows = [
@@ -24,6 +27,19 @@ rows = [
 data = run.out / "rows.jsonl"
 data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 callbacks_map["meter"] = lambda args, trainer: Meter(run)
+
+
+class JobBatches(mixin.BatchSamplerShard):
+    """ms-swift's batches, in the order of the job: it draws its own order, without transformers' sampler."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(self.order)[self.rank :: self.world_size]
+        yield from (order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size))
+
+
+if run.start is not None:
+    JobBatches.order = JobOrder(read_order(run.start))
+    mixin.BatchSamplerShard = JobBatches
 settings = TRAINER | {
     "model": run.model,
     "model_type": model_type,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from job_start import set_order
 from PIL import Image
 
 PROMPT = "COCO Yes:"
@@ -47,7 +48,8 @@ TRAINER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """samples: (image, caption). started_at: when the process started, in seconds of time.time()."""
+    """samples: (image, caption). started_at: when the process started, in seconds of time.time(). start: the folder
+    with the first adapter and the order of the samples; None: the trainer's own."""
 
     model: Path
     out: Path
@@ -56,6 +58,7 @@ class Inputs:
     dropout: float
     batch_size: int
     max_steps: int
+    start: Path | None
 
     @property
     def trainer(self) -> dict[str, Any]:
@@ -92,10 +95,12 @@ def parse_inputs() -> Inputs:
     parser.add_argument("--dropout", type=float, default=0.05)
     parser.add_argument("--samples", type=int, default=16, help="of a step")
     parser.add_argument("--steps", type=int, default=-1)
+    parser.add_argument("--start", type=Path)
     arguments = parser.parse_args()
     with (arguments.work / "captions.csv").open(newline="", encoding="utf-8") as file:
         samples = [(arguments.work / row["image_path"], row["caption"]) for row in csv.DictReader(file)]
+    set_order(arguments.start)
     return Inputs(
         arguments.model, arguments.out, samples, arguments.started_at, arguments.dropout, arguments.samples,
-        arguments.steps,
+        arguments.steps, arguments.start,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from inputs import Inputs
+from job_start import load_first_adapter
 from launch import measure_launch_us
 from transformers import TrainerCallback
 
@@ -16,22 +17,26 @@ NUM_WARMUP_STEPS = 5
 
 
 class Meter(TrainerCallback):
-    """Times a run and saves its adapter. Writes OUT/run.json after the last step, and again with `saved_s` when the
-    adapter is on disk: the parent process may end the peer then.
+    """Times a run, from the job's first adapter, and saves its adapter. Writes OUT/run.json after the last step, and
+    again with `saved_s` when the adapter is on disk: the parent process may end the peer then.
 
     Synchronizes with the GPU three times: before the first step, after step NUM_WARMUP_STEPS, and after the last.
     """
 
     def __init__(self, inputs: Inputs) -> None:
-        self.inputs = inputs
+        self.inputs, self.started_at = inputs, inputs.started_at
         self.is_main = os.environ.get("RANK", "0") == "0"
         self.warm_at: float | None = None
         self.losses: list[list[float]] = []
         self.run: dict[str, Any] = {}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        before = read_time()
         self.launch_us = measure_launch_us()
+        if self.inputs.start is not None:
+            load_first_adapter(model, self.inputs.start)
         self.first_at = read_time()
+        self.started_at += self.first_at - before  # this is the bench's work, not the peer's
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if state.global_step == NUM_WARMUP_STEPS:
@@ -46,7 +51,7 @@ class Meter(TrainerCallback):
     def record_steps(self, steps: int, last_at: float, model: Any) -> None:
         cuda = torch.cuda.is_available()
         self.run = {
-            "prep_s": self.first_at - self.inputs.started_at,
+            "prep_s": self.first_at - self.started_at,
             "training_s": last_at - self.first_at,
             "steps": steps,
             "steady_steps": steps - NUM_WARMUP_STEPS if self.warm_at else 0,
@@ -69,7 +74,7 @@ class Meter(TrainerCallback):
         size = sum(file.stat().st_size for file in folder.glob("adapter_model.*"))
         if not size:
             raise RuntimeError(f"no adapter in {folder}")
-        self.run |= {"saved_s": saved_at - self.inputs.started_at, "adapter_mb": size / 1e6}
+        self.run |= {"saved_s": saved_at - self.started_at, "adapter_mb": size / 1e6}
         self.write(self.run | {"losses": self.losses, "versions": read_versions()})
 
     def write(self, run: dict[str, Any]) -> None:
