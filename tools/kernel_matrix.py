@@ -28,10 +28,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kernel_launches import Launch, find_kernels, import_triton, list_fast_sizes, record_launches
+from kernel_launches import Launch, import_triton, list_fast_sizes, record_launches
 
 from lorgnette.io.atomic import write_json
 from lorgnette.kernels import MAX_GROUP_SIZE, MAX_HEAD_DIM
+from lorgnette.kernels.record_launches import find_kernels
 from lorgnette.kernels.tiles import AttentionTiles, find_tiles
 from lorgnette.models.family import ModelSize
 from lorgnette.types import Capability
