@@ -8,9 +8,11 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from lorgnette import startup
 from lorgnette.startup import gc_paused, hide_widget_warning, let_threads_sleep
@@ -63,6 +65,82 @@ def test_other_systems_are_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("linux", "darwin"):
         monkeypatch.setattr(sys, "platform", name)
         startup.check_system()
+
+
+LOADS_EARLY = """
+import os, sys
+from lorgnette import startup
+def list_libraries():
+    return {line.rpartition("/")[2].strip() for line in open("/proc/self/maps") if "/torch/lib/" in line}
+assert not list_libraries()
+startup.start_loading_torch()
+child = os.fork()
+assert "libtorch_cpu.so" in list_libraries(), "a fork waits until all is loaded"
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+    assert "torch" not in sys.modules
+    startup.start_loading_torch()
+    import torch
+    assert torch.ones(2).sum() == 2
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
+def test_torch_finds_its_libraries_loaded() -> None:
+    done = subprocess.run([sys.executable, "-c", LOADS_EARLY], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("broken", "count"), [("", 4), ("libc10.so", 2)])
+def test_libraries_load_as_torch_loads_them(
+    broken: str, count: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In its order; what a build without a GPU lacks is left out; after an error torch has its turn."""
+    libraries = ["libtorch_global_deps.so", "libc10.so", "libtorch_cpu.so", "libtorch_cuda.so"]
+    loaded: list[tuple[str, int]] = []
+
+    def dlopen(path: bytes, flags: int) -> int | None:
+        name = Path(os.fsdecode(path)).name
+        loaded.append((name, flags))
+        return None if name == broken else 1
+
+    monkeypatch.setattr(startup.ctypes, "CDLL", lambda _: SimpleNamespace(dlopen=dlopen))
+    for name in libraries:
+        (tmp_path / name).touch()
+    startup._load_libraries(tmp_path)
+    assert loaded == [(n, os.RTLD_NOW | (os.RTLD_GLOBAL if "global" in n else 0)) for n in libraries[:count]]
+
+
+IMPORTS_LATE = """
+import sys
+from lorgnette import cli, startup
+known = set()
+def record():
+    startup.import_extension_modules() if {prepares} else None
+    known.update(sys.modules)
+def end():
+    late = [name for name in sys.modules if name not in known]
+    print([n for n in late if str(getattr(sys.modules[n], "__file__", "")).endswith(".so")], file=sys.__stdout__)
+    sys.exit()
+cli.start_loading_torch, startup.start_cuda_init = record, end
+sys.argv = ["lorgnette", "train", "captions.csv", "model=demo", "run=run"]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("prepares", [True, False])
+def test_no_import_waits_for_torchs_libraries(prepares: bool, tmp_path: Path) -> None:
+    """The system loads one library at a time, so what `train` imports while they load has no compiled part."""
+    rows = [f"{n}.png,{name}" for n, name in enumerate(["black", "grey", "white", "red", "green"] * 4)]
+    (tmp_path / "captions.csv").write_text("\n".join(["image_path,caption", *rows]))
+    for n in range(len(rows)):
+        Image.new("RGB", (28, 28), (n, 0, 0)).save(tmp_path / f"{n}.png")
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS_LATE.format(prepares=prepares)], cwd=tmp_path, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout == "[]\n") is prepares, done.stdout
 
 
 def test_a_missing_driver_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

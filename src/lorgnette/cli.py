@@ -22,7 +22,7 @@ from lorgnette.grammar import Commands, Request, complete_recipes, complete_word
 from lorgnette.io.standard_streams import guard_standard_streams
 from lorgnette.planning.gpus import GPU_NAMES
 from lorgnette.report.console import Terminal, is_silent_rank, print_result
-from lorgnette.startup import check_system, let_threads_sleep
+from lorgnette.startup import check_system, let_threads_sleep, start_loading_torch
 from lorgnette.training.interrupt import StopSignals
 
 if TYPE_CHECKING:
@@ -241,6 +241,7 @@ def train(
 
         run_demo(overrides=request.settings, gpus=gpus)
         return
+    start_loading_torch()
     lorgnette.train(settings, name=request.name, gpus=gpus)
 
 

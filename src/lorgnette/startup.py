@@ -1,4 +1,4 @@
-"""Faster start: CUDA and Triton initialize on threads, and the garbage collector pauses while torch is imported. How
+"""Faster start: torch's libraries, CUDA and Triton on threads, and no garbage collection while torch is imported. How
 torch's threads wait.
 
 Knows nothing about torch.
@@ -12,11 +12,27 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 
 from lorgnette.errors import LorgnetteError
 
+_TORCH_LIBRARIES = {
+    "libtorch_global_deps.so": os.RTLD_NOW | os.RTLD_GLOBAL,
+    "libc10.so": os.RTLD_NOW,
+    "libtorch_cpu.so": os.RTLD_NOW,
+    "libc10_cuda.so": os.RTLD_NOW,
+    "libtorch_cuda.so": os.RTLD_NOW,
+}
+"""With the flags that torch has; those without a GPU have fewer. The one with Python's own symbols is torch's part."""
+EXTENSION_MODULES = (
+    "_blake2", "_multiprocessing", "_queue", "_statistics", "_zoneinfo", "asyncio", "grp", "markupsafe._speedups",
+    "mmap", "PIL._avif", "PIL._imaging", "PIL._imagingft", "PIL._webp", "ssl", "tokenizers",
+)  # fmt: skip
+"""Compiled modules that `train` imports before torch, with what they import. The system loads one library at a time:
+the import of another would wait until torch's are loaded."""
 _command_start: float | None = None
 
 
@@ -57,6 +73,27 @@ def start_cuda_init() -> None:
     Thread(target=_hash_triton, name="triton", daemon=True).start()
 
 
+def start_loading_torch() -> None:
+    """Load torch's shared libraries on a thread, so that `import torch` finds them, while Python does other work.
+
+    Does nothing if they are not where wheels have them: torch loads them itself. Python waits for the thread before it
+    forks, and before it ends.
+    """
+    if sys.platform != "linux" or "torch" in sys.modules or (spec := find_spec("torch")) is None or not spec.origin:
+        return
+    import_extension_modules()
+    thread = Thread(target=_load_libraries, args=(Path(spec.origin).parent / "lib",), name="torch libraries")
+    thread.start()
+    os.register_at_fork(before=thread.join)  # a fork within `dlopen` would leave the loader's tables half written
+
+
+def import_extension_modules() -> None:
+    """Import what would wait for torch's libraries. A Python or a Pillow may lack some."""
+    for name in EXTENSION_MODULES:
+        with suppress(ImportError):
+            import_module(name)
+
+
 def let_threads_sleep() -> None:
     """Let torch's threads on a CPU sleep while they wait for each other, unless the environment says what they do.
 
@@ -83,6 +120,16 @@ def gc_paused() -> Iterator[None]:
     finally:
         gc.freeze()  # otherwise the first collection visits all of these objects
         gc.enable()
+
+
+def _load_libraries(folder: Path) -> None:
+    """`dlopen` as torch does it, but called so that other threads run meanwhile, which `ctypes.CDLL` does not."""
+    dlopen = ctypes.CDLL(None).dlopen
+    dlopen.argtypes, dlopen.restype = (ctypes.c_char_p, ctypes.c_int), ctypes.c_void_p
+    for name, flags in _TORCH_LIBRARIES.items():
+        path = folder / name
+        if path.exists() and not dlopen(os.fsencode(path), flags):
+            return  # torch knows where else to look, or says what is wrong
 
 
 def _init_context() -> None:
