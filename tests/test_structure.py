@@ -102,7 +102,7 @@ def test_one_module_parses_what_comes_from_anybody() -> None:
     parsers = {"json.load", "json.loads", "yaml.load", "yaml.safe_load", "tomllib.load", "pickle.load", "pickle.loads"}
     modules = {str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py") if parsers & list_calls(path)}
     # The worker reads what lorgnette wrote, and the command an exception of the process that it has forked.
-    assert modules == {"io/parse.py", "verification/peft_worker.py", "training/launch.py"}
+    assert modules == {"io/parse.py", "verification/peft_worker.py", "training/launch.py", "io/processes.py"}
 
 
 def test_one_module_prints() -> None:

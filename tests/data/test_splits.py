@@ -36,7 +36,7 @@ def build_examples(folder: Path, *words: str) -> list[Example]:
 
 def split_rows(examples: list[Example], holdout: int) -> list[int]:
     train, test = train_test_split(examples, holdout=holdout, split="image")
-    assert sorted(example.row for example in train + test) == list(range(len(examples)))
+    assert sorted(example.row for example in [*train, *test]) == list(range(len(examples)))
     assert count_shared_images(train, test) == 0
     return [example.row for example in test]
 
@@ -189,7 +189,7 @@ def test_auto_holds_out_a_tenth_of_the_images(num_images: int, num_held_out: int
     examples = [Example(f"{i}", turns, Path("a.csv"), i) for i in range(num_images)]
     for split in ("image", "tail"):
         train, test = train_test_split(examples, holdout="auto", split=split)
-        assert train + test == examples
+        assert [*train, *test] == examples
         assert len(test) == num_held_out
 
 

@@ -217,6 +217,9 @@ def test_boxes_too_small_for_the_models_numbers_are_counted(tmp_path: Path) -> N
     image = Image(tmp_path / "a.png")
     example = replace(example, turns=(Turn("user", (image, "Where?")), example.turns[1]))
     processor = Processor.from_folder(BUILT_IN_MODEL, ProcessorSettings())
-    [remark] = processor.list_remarks([example])
+    assert processor.count_flat_boxes(example) == 2
+    [remark] = processor.list_remarks(0, 2)
     assert remark.startswith("2 boxes have no area in this model's numbers")
-    assert processor.list_remarks([replace(example, turns=(example.turns[0], Turn("assistant", ("A car.",))))]) == []
+    plain = replace(example, turns=(example.turns[0], Turn("assistant", ("A car.",))))
+    assert processor.count_flat_boxes(plain) == 0
+    assert processor.list_remarks(0, 0) == []

@@ -380,16 +380,19 @@ def test_a_prediction_is_shown_without_its_thought(files: Callable[[str], Path])
 def test_what_a_model_does_otherwise_is_said(
     files: Callable[[str], Path], image_files: list[Path], tmp_path: Path
 ) -> None:
-    examples = [talk(image_files, "what?", "a car", "and this?", "a bus")]
+    def list_remarks(processor: Processor) -> list[str]:
+        return processor.list_remarks(processor.encode_row(example).num_skipped, 0)
+
+    example = talk(image_files, "what?", "a car", "and this?", "a bus")
     rounded = "image_size 280×280 becomes 288×288: an image token of this model has 32×32 pixels"
-    assert Processor.from_folder(files("qwen2_5_vl"), ProcessorSettings()).list_remarks(examples) == []
-    assert Processor.from_folder(files("qwen3_vl"), ProcessorSettings()).list_remarks(examples) == [rounded]
-    [first, second] = Processor.from_folder(files("qwen3_5"), ProcessorSettings()).list_remarks(examples)
+    assert list_remarks(Processor.from_folder(files("qwen2_5_vl"), ProcessorSettings())) == []
+    assert list_remarks(Processor.from_folder(files("qwen3_vl"), ProcessorSettings())) == [rounded]
+    [first, second] = list_remarks(Processor.from_folder(files("qwen3_5"), ProcessorSettings()))
     assert first == rounded
     assert second.startswith("1 answer is not trained: in a conversation this model begins only its last answer")
     folder = with_template(files("qwen3_vl"), family_templates.THINKING, tmp_path)
     settings = ProcessorSettings(image_size=(288, 288))
-    [thinks, _] = Processor.from_folder(folder, settings).list_remarks(examples)
+    [thinks, _] = list_remarks(Processor.from_folder(folder, settings))
     assert thinks.startswith("this model thinks before it answers")
 
 

@@ -107,7 +107,8 @@ def check(
     infos = full_scan.image_infos
     # Split as training does, and count tokens.
     identical_files = data_sets.map_identical_files(infos, infos)
-    train, held_out, failure = _split(scan, test_scan, identical_files, settings)
+    *parts, failure = _split(scan, test_scan, identical_files, settings)
+    train, held_out = map(list, parts)  # built once: each row is looked at again and again
     examples = [*train, *held_out]
     processor = _open_processor(settings, infos)
     token_stats, token_findings, skipped = _count_tokens(processor, examples, settings, is_known=hf_config is not None)
@@ -120,7 +121,7 @@ def check(
     trainable = _select_trainable(train, token_findings)
     num_trainable = len(trainable)
     token_side = processor.image_processor.token_side if processor else _find_token_side(settings.model)
-    remarks = processor.list_remarks(trainable) if processor else _list_size_remarks(settings, token_side)
+    remarks = _list_token_remarks(processor, trainable) if processor else _list_size_remarks(settings, token_side)
     is_auto = settings.data.holdout == "auto" and settings.data.test is None
     step_count = StepCount(num_trainable, settings.train)
     report = CheckReport(
@@ -244,6 +245,13 @@ def _find_token_side(model: str) -> int | None:
     """Of a known model that is not on this machine."""
     size = find_size(parse_model_name(model)[0])
     return size.token_side if size else None
+
+
+def _list_token_remarks(processor: Processor, examples: Sequence[Example]) -> list[str]:
+    num_skipped, num_flat = (
+        sum(map(count, examples)) for count in (processor.count_skipped_answers, processor.count_flat_boxes)
+    )
+    return processor.list_remarks(num_skipped, num_flat)
 
 
 def _list_size_remarks(settings: Settings, token_side: int | None) -> list[str]:

@@ -333,7 +333,7 @@ def read_examples(
             on_columns=lambda text: terminal.print(f"columns    {text}"),
         )  # fmt: skip
         result = data_sets.load_usable(rows, on_bad_row="skip", source=source, needs_answer=needs_answer)
-        examples, problems = result.examples, result.problems
+        examples, problems = list(result.examples), result.problems
         for finding in result.remarks:
             terminal.warn(str(finding.problem))
     elif columns.is_explicit:

@@ -59,7 +59,7 @@ def preview(
     all_rows = read_rows(settings, path, terminal, max_rows=None if is_by_name else rows)
     source_rows = data_sets.take_rows(all_rows, rows)
     preview_rows = [_build_row(row, processor) for row in source_rows]
-    for line in processor.list_remarks(()):
+    for line in processor.list_remarks(0, 0):
         terminal.print(f"note       {line}")
     if not preview_rows:
         raise LorgnetteError("the data has no rows", where=str(path), hint="name a file that has some")

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 from lorgnette.config import BOX_PROMPT, Settings
+from lorgnette.data.example_table import group_by_question
 from lorgnette.io.shell import quote_word
 from lorgnette.processing.processor import describe_image_size
 from lorgnette.report.html.page import flatten_settings
@@ -67,7 +68,11 @@ def is_recipe(source: str) -> bool:
 
 def describe_prompt(settings: Settings, examples: Sequence[Example]) -> str:
     """The prompt of most examples, and where it comes from: the settings or the data."""
-    prompts = Counter(turn.text for example in examples for turn in example.turns[:-1] if turn.role == "user")
+    prompts = Counter[str]()
+    for example, count in group_by_question(examples):
+        for turn in example.turns[:-1]:
+            if turn.role == "user":
+                prompts[turn.text] += count
     own = settings.data.prompt
     source = settings.sources.get("data.prompt", "")
     origin = "the default" if own == Settings().data.prompt else "of data.prompt"

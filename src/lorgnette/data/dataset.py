@@ -7,7 +7,7 @@ completely, all other formats row by row. `formats` interprets the rows.
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 from lorgnette.config import DEFAULT_PROMPT
@@ -19,9 +19,11 @@ from lorgnette.data.images import IMAGE_SUFFIXES, verify_image
 from lorgnette.data.row_location import (
     RECOGNIZED,
     ColumnChoice,
+    PendingRow,
     ReadOptions,
     Row,
     RowLocation,
+    RowStream,
     sample_rows,
 )
 from lorgnette.errors import LorgnetteError, UsageError
@@ -69,8 +71,8 @@ def read(
         if count is not None and count < 1:
             raise UsageError(f"{name_of_count} is {count}", hint="ask for at least one row, or leave it out for all")
     options = ReadOptions(prompt, name, images_from, images_to, seed, columns, trim=trim, on_columns=on_columns)
-    sources = [_read_source(source, options) for source in _open_sources(path)]
-    rows: Iterator[Row] = islice(chain.from_iterable(sources), max_rows)
+    stream = RowStream([_read_source(source, options) for source in _open_sources(path)], max_rows)
+    rows: Iterator[Row] = stream
     if text_boxes is not None:
         rows = chain.from_iterable(_split_boxes(row, text_boxes) for row in rows)
     return rows if sample is None else _sample_lazily(rows, sample, seed)
@@ -93,7 +95,7 @@ def _open_sources(path: Path) -> list[Path]:
     return sources
 
 
-def _read_source(path: Path, options: ReadOptions) -> Iterator[Row]:
+def _read_source(path: Path, options: ReadOptions) -> Iterator[PendingRow | Row]:
     if path.is_dir():
         _check_is_data(path)
         return folder.read_folder(path, options)

@@ -76,6 +76,11 @@ class ImageResolver:
         self._extracted: dict[str, Image] = {}
         self._cached_find_file = lru_cache(maxsize=None)(self._find_file)  # many captions name the same image
 
+    @property
+    def has_open_file(self) -> bool:
+        """Whether images are read from a zip, which stays open."""
+        return self._zip is not None
+
     def resolve(self, text: str, *, fallback_folder: Path | None = None, coco_id: int | None = None) -> Image:
         """The image at a path as written, in a data URI, or in base64. The image need not exist and is not opened.
 

@@ -6,8 +6,10 @@ Knows nothing about the format (CSV, conversations, messages) of a row.
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from lorgnette.config import DEFAULT_PROMPT
 from lorgnette.data.fields import require_string
@@ -155,6 +157,63 @@ class RowLocation(NamedTuple):
             raise
         except LorgnetteError as error:
             yield self.to_problem(error)
+
+
+class PendingRow(NamedTuple):
+    """A row that is not interpreted yet: cells, a line, an item. read: what makes examples of it, the same for all rows
+    of a source."""
+
+    location: RowLocation
+    content: Any
+    read: Callable[[Any, RowLocation], list[Example]]
+
+    def read_examples(self) -> Iterator[Row]:
+        """Its examples, or its Problem."""
+        return self.location.try_read(partial(self.read, self.content, self.location))
+
+    @property
+    def can_be_sent(self) -> bool:
+        """Whether a forked process can read it: one that opens no file that this process has open."""
+        return self.location.resolver is None or not self.location.resolver.has_open_file
+
+
+def read_pending(rows: Iterable[PendingRow | Row]) -> Iterator[Row]:
+    """The examples and problems of the rows, in order."""
+    for row in rows:
+        if isinstance(row, PendingRow):
+            yield from row.read_examples()
+        else:
+            yield row
+
+
+class RowStream(Iterator[Row]):
+    """The rows of sources, one after the other. `scan` takes them from `sources`, and lets processes interpret them.
+
+    max_rows: the examples and problems to come at most.
+    """
+
+    def __init__(self, sources: Iterable[Iterator[PendingRow | Row]], max_rows: int | None = None) -> None:
+        self.sources, self.max_rows = list(sources), max_rows
+        self._rows = self.interpret(chain.from_iterable(self.sources))
+
+    def __next__(self) -> Row:
+        return next(self._rows)
+
+    def interpret(self, rows: Iterable[PendingRow | Row]) -> Iterator[Row]:
+        """The examples and problems of these rows, as many as may still come."""
+        remaining = read_pending(rows)
+        while self.max_rows is None or self.max_rows > 0:
+            try:
+                row = next(remaining)
+            except StopIteration:
+                return
+            self.count(1)
+            yield row
+
+    def count(self, num_rows: int) -> None:
+        """Count rows that were interpreted elsewhere."""
+        if self.max_rows is not None:
+            self.max_rows -= num_rows
 
 
 class RowCounter:

@@ -5,12 +5,15 @@ Knows nothing about data formats, prompts or output files.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Container, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
+from lorgnette.data.example_table import ExampleTable
 from lorgnette.errors import UsageError
 from lorgnette.types import Example
 
@@ -22,7 +25,7 @@ _MIDDLE_BYTES = 1024
 
 def train_test_split(
     examples: Sequence[Example], *, holdout: Holdout, split: Split, identical_files: Mapping[Path, Path] | None = None
-) -> tuple[list[Example], list[Example]]:
+) -> tuple[ExampleTable, ExampleTable]:
     """(training part, test part), both in the source's order.
 
     "tail": the last `holdout` rows, as the tutorial does. An image with several captions can then be in both parts,
@@ -36,11 +39,12 @@ def train_test_split(
 
     Raises UsageError if `holdout` leaves nothing to train on.
     """
+    examples = examples if isinstance(examples, ExampleTable) else ExampleTable(examples)
     if examples and not holdout:
-        return list(examples), []
+        return examples, examples[:0]
     groups = [[row] for row in range(len(examples))]
     if split == "image":
-        same = map_identical_files(_image_paths(examples)) if identical_files is None else identical_files
+        same = map_identical_files(_list_image_paths(examples)) if identical_files is None else identical_files
         groups = _group_by_image(examples, same)
     if holdout == "auto":
         test_rows = _select_auto(groups)
@@ -123,9 +127,16 @@ def _image_paths(examples: Iterable[Example]) -> Iterator[Path]:
     return (image.path for example in examples for image in example.images)
 
 
-def _split_rows(examples: Sequence[Example], test_rows: Container[int]) -> tuple[list[Example], list[Example]]:
-    train = [example for row, example in enumerate(examples) if row not in test_rows]
-    return train, [example for row, example in enumerate(examples) if row in test_rows]
+def _list_image_paths(examples: ExampleTable) -> list[Path]:
+    """Of all rows, in the order of their first use."""
+    images, (numbers, _) = examples.images, examples.list_image_numbers()
+    return [images[number].path for number in dict.fromkeys(numbers.tolist())]
+
+
+def _split_rows(examples: ExampleTable, test_rows: Collection[int]) -> tuple[ExampleTable, ExampleTable]:
+    is_test = np.zeros(len(examples), bool)
+    is_test[list(test_rows)] = True
+    return examples.select(np.flatnonzero(~is_test)), examples.select(np.flatnonzero(is_test))
 
 
 def _select_auto(groups: Collection[list[int]]) -> set[int]:
@@ -169,13 +180,19 @@ def _suggest_holdout(groups: Sequence[list[int]], num_rows: int) -> str:
     return "add rows, or train on all: data.holdout=0 (prepare: --holdout 0)"
 
 
-def _group_by_image(examples: Sequence[Example], identical_files: Mapping[Path, Path]) -> list[list[int]]:
+def _group_by_image(examples: ExampleTable, identical_files: Mapping[Path, Path]) -> list[list[int]]:
     """Rows joined by a common image, also through other rows (union-find); a row without images is alone."""
     parents = list(range(len(examples)))
-    first_row: dict[Path, int] = {}
-    for row, example in enumerate(examples):
-        for image in example.images:
-            earlier = first_row.setdefault(identical_files[image.path], row)
+    numbers, offsets = examples.list_image_numbers()
+    files = dict[Path, int]()
+    file_numbers = {
+        number: files.setdefault(identical_files[examples.images[number].path], len(files))
+        for number in dict.fromkeys(numbers.tolist())
+    }
+    first_row: dict[int, int] = {}
+    for row, (start, end) in enumerate(pairwise(offsets.tolist())):
+        for number in numbers[start:end].tolist():
+            earlier = first_row.setdefault(file_numbers[number], row)
             parents[_find_root(parents, row)] = _find_root(parents, earlier)
     groups: dict[int, list[int]] = defaultdict(list)
     for row in range(len(examples)):

@@ -123,8 +123,8 @@ class LabelCounts:
         }
 
 
-def find_labels(references: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """The labels, sorted, if the references of these prompts are labels; else none.
+class LabelFinder:
+    """Finds out whether the references of prompts are labels; keeps no more of them than labels can be.
 
     They are labels if there are 2 to 50 distinct ones, each of at most 50 characters in one line, and if they repeat:
     there are at least twice as many prompts as labels, and at most a tenth of the prompts, rounded up, have a label
@@ -132,19 +132,37 @@ def find_labels(references: Sequence[Sequence[str]]) -> tuple[str, ...]:
     twice; nor are answers to open questions, where `yes` is common and most others are there once. A rare class is
     allowed, because real data has some.
     """
-    counts, spellings = Counter[str](), Counter[tuple[str, str]]()
-    for texts in references:
+
+    def __init__(self) -> None:
+        self._counts, self._spellings = Counter[str](), Counter[tuple[str, str]]()
+        self._num_prompts, self._has_others = 0, False
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Add the references of a prompt."""
+        if self._has_others:
+            return
         keys = {normalize_label(text) for text in texts}
         if any(not key or len(key) > MAX_LABEL_LENGTH for key in keys) or any("\n" in text.strip() for text in texts):
-            return ()
-        counts.update(keys)
-        spellings.update((normalize_label(text), text.strip()) for text in texts)
-        if len(counts) > MAX_LABELS:
-            return ()
-    num_prompts, num_single = len(references), sum(count == 1 for count in counts.values())
-    if len(counts) < 2 or num_prompts < 2 * len(counts) or num_single > -(-num_prompts // 10):
-        return ()
-    return tuple(_choose_spellings(spellings).values())
+            self._has_others = True
+            return
+        self._num_prompts += 1
+        self._counts.update(keys)
+        self._spellings.update((normalize_label(text), text.strip()) for text in texts)
+        self._has_others = len(self._counts) > MAX_LABELS
+
+    def find(self) -> tuple[str, ...]:
+        """The labels, sorted, if the references are labels; else none."""
+        counts, num_single = self._counts, sum(count == 1 for count in self._counts.values())
+        is_rare = len(counts) < 2 or self._num_prompts < 2 * len(counts) or num_single > -(-self._num_prompts // 10)
+        return () if self._has_others or is_rare else tuple(_choose_spellings(self._spellings).values())
+
+
+def find_labels(references: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """The labels of `LabelFinder`, from the references of each prompt."""
+    finder = LabelFinder()
+    for texts in references:
+        finder.add(texts)
+    return finder.find()
 
 
 def normalize_label(text: str) -> str:

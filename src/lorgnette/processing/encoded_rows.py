@@ -1,17 +1,18 @@
-"""The encoded rows of a data set in a few flat arrays, which take 72 bytes a row and 4 a text token.
+"""The encoded rows of a data set in a few flat arrays, which take 68 bytes a row and 4 a text token of its own.
 
 What follows from these is computed when a row is asked for: the image tokens, which all have one id; the labels, which
-are the ids of a few spans; the positions.
+are the ids of a few spans; the positions. The tokens before the first answer are there once for all rows that begin so.
 
-    input_ids   s s s I I I I u u a a e      text    s s s u u a a e      image_starts   3
-    labels      - - - - - - - - - a a e      spans   (9, 12)
+    input_ids   s s s I I I I u u a a e      beginning   s s s u u      text    a a e      image_starts   3
+    labels      - - - - - - - - - a a e                                 spans   (9, 12)
 
 Forked processes share the arrays. Of a list they would copy the memory, page after page: to read an element is to count
 a reference to it, which writes. Needs no torch.
 """
 
+import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -20,8 +21,12 @@ from typing import NamedTuple, overload
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from lorgnette.data.example_table import ExampleTable, gather_runs, view_int32, view_int64
 from lorgnette.types import IGNORE_INDEX, Encoded, Example, ImageGrid
 
+MAX_BEGINNINGS = 1 << 16
+"""Beginnings of rows that are kept apart; rows after them have all of their text to themselves."""
+_DIGEST_ROWS = 1 << 16
 MAX_BUILT = 1024
 """Rows that stay built, 3 kB each."""
 PositionFunction = Callable[[int, Sequence[int], Sequence[ImageGrid]], Int32[np.ndarray, "3 T"]]
@@ -32,7 +37,8 @@ class TextRow(NamedTuple):
     """A row without what follows from it.
 
     text: the ids of its tokens that are no image tokens. spans: begin and end of each span of labels, one after the
-    other, as indices of all tokens. image_starts, grids: as in `Encoded`.
+    other, as indices of all tokens. image_starts, grids: as in `Encoded`. beginning: the first ids of `text`, which
+    other rows have, too. num_skipped: answers that the data wants learned, but that do not begin as a prediction does.
     """
 
     example: Example
@@ -40,6 +46,8 @@ class TextRow(NamedTuple):
     spans: Sequence[int]
     image_starts: Sequence[int]
     grids: Sequence[ImageGrid]
+    beginning: tuple[int, ...] = ()
+    num_skipped: int = 0
 
     def expand(self, image_token_id: int, compute_position_ids: PositionFunction) -> Encoded:
         """The whole row. image_token_id: of every image token."""
@@ -104,10 +112,7 @@ class RowSizes:
 
     def select(self, indices: Int64[np.ndarray, " n"]) -> "RowSizes":
         """Those of some rows, in the order of the indices."""
-        starts = self.image_offsets[indices]
-        counts = self.image_offsets[indices + 1] - starts
-        offsets = _count_offsets(counts)
-        images = self.images[np.repeat(starts - offsets[:-1], counts) + np.arange(offsets[-1])]
+        images, offsets = gather_runs(self.images, self.image_offsets, indices)
         return RowSizes(
             self.lengths[indices], self.used_lengths[indices], self.num_labels[indices], self.shared_lengths[indices],
             images, offsets, self.grids,
@@ -135,9 +140,12 @@ class RowSizes:
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """All rows. Row i has text[text_offsets[i] : text_offsets[i + 1]], and so on; images are numbers in `grids`."""
+    """All rows. Row i has beginnings[row_beginnings[i]] and text[text_offsets[i] : text_offsets[i + 1]], and so on;
+    images are numbers in `grids`."""
 
-    conversations: Sequence[Example]
+    conversations: ExampleTable
+    beginnings: Sequence[Int32[np.ndarray, " _"]]
+    row_beginnings: Int32[np.ndarray, " N"]
     text: Int32[np.ndarray, " _"]
     text_offsets: Int64[np.ndarray, " _"]
     spans: Int32[np.ndarray, "_ 2"]
@@ -151,7 +159,8 @@ class _Table:
 
     def build(self, i: int) -> Encoded:
         images = slice(*self.image_offsets[i : i + 2].tolist())
-        text = self.text[slice(*self.text_offsets[i : i + 2].tolist())]
+        own_text = self.text[slice(*self.text_offsets[i : i + 2].tolist())]
+        text = np.concatenate([self.beginnings[self.row_beginnings[i]], own_text])
         spans = self.spans[slice(*self.span_offsets[i : i + 2].tolist())].ravel().tolist()
         grids = [self.grids[number] for number in self.images[images].tolist()]
         row = TextRow(self.conversations[i], text, spans, self.image_starts[images].tolist(), grids)
@@ -164,9 +173,52 @@ class _Table:
         used_lengths[has_labels] = self.spans[self.span_offsets[1:][has_labels] - 1, 1] - 1
         first_images = self.image_offsets[:-1][has_images]
         shared_lengths[has_images] = (self.image_starts + num_tokens)[first_images]
-        lengths = np.diff(self.text_offsets).astype(np.int32) + _sum_runs(num_tokens, self.image_offsets)
+        num_first = _as_int32(map(len, self.beginnings))[self.row_beginnings]
+        num_own = np.diff(self.text_offsets).astype(np.int32)
+        lengths = num_first + num_own + _sum_runs(num_tokens, self.image_offsets)
         num_labels = _sum_runs(self.spans[:, 1] - self.spans[:, 0], self.span_offsets)
         return RowSizes(lengths, used_lengths, num_labels, shared_lengths, self.images, self.image_offsets, self.grids)
+
+
+class RowBuffers:
+    """The arrays of a table while rows are added; forked processes send them to each other.
+
+    Row i has text[text_ends[i] : text_ends[i + 1]] behind beginnings[row_beginnings[i]], and so on.
+    """
+
+    def __init__(self) -> None:
+        self.beginnings, self.row_beginnings = dict[tuple[int, ...], int](), array("i")
+        self.grids = dict[ImageGrid, int]()
+        self.text, self.spans, self.image_starts, self.images = array("i"), array("i"), array("i"), array("i")
+        self.text_ends, self.span_ends, self.image_ends = array("q", [0]), array("q", [0]), array("q", [0])
+
+    def add(self, row: TextRow) -> None:
+        """Add a row behind the others."""
+        beginning = row.beginning if len(self.beginnings) < MAX_BEGINNINGS else ()
+        self.row_beginnings.append(self.beginnings.setdefault(beginning, len(self.beginnings)))
+        self.text.extend(row.text[len(beginning) :])
+        self.spans.extend(row.spans)
+        self.image_starts.extend(row.image_starts)
+        self.images.extend([self.grids.setdefault(grid, len(self.grids)) for grid in row.grids])
+        self.text_ends.append(len(self.text))
+        self.span_ends.append(len(self.spans) // 2)
+        self.image_ends.append(len(self.images))
+
+    def extend(self, rows: "RowBuffers") -> None:
+        """Add all rows behind the others."""
+        beginnings = _as_int32(self.beginnings.setdefault(ids, len(self.beginnings)) for ids in rows.beginnings)
+        grids = _as_int32(self.grids.setdefault(grid, len(self.grids)) for grid in rows.grids)
+        self.row_beginnings.frombytes(beginnings[view_int32(rows.row_beginnings)].tobytes())
+        self.images.frombytes(grids[view_int32(rows.images)].tobytes())
+        for own, other, total in (
+            (self.text_ends, rows.text_ends, len(self.text)),
+            (self.span_ends, rows.span_ends, len(self.spans) // 2),
+            (self.image_ends, rows.image_ends, self.image_ends[-1]),
+        ):
+            own.frombytes((view_int64(other)[1:] + total).tobytes())
+        self.text += rows.text
+        self.spans += rows.spans
+        self.image_starts += rows.image_starts
 
 
 class EncodedRows(Sequence[Encoded]):
@@ -191,29 +243,57 @@ class EncodedRows(Sequence[Encoded]):
         cls, rows: Iterable[TextRow], image_token_id: int, compute_position_ids: PositionFunction
     ) -> "EncodedRows":
         """image_token_id, compute_position_ids: as in `TextRow.expand`."""
-        conversations = list[Example]()
-        numbers: dict[ImageGrid, int] = {}
-        text, spans, image_starts, images = array("i"), array("i"), array("i"), array("i")
-        ends = array("q", [0, 0, 0])
+        conversations, buffers = ExampleTable(), RowBuffers()
         for row in rows:
-            conversations.append(row.example)
-            text.extend(row.text)
-            spans.extend(row.spans)
-            image_starts.extend(row.image_starts)
-            images.extend([numbers.setdefault(grid, len(numbers)) for grid in row.grids])
-            ends.extend((len(text), len(spans) // 2, len(images)))
-        text_offsets, span_offsets, image_offsets = np.array(ends, np.int64).reshape(-1, 3).T.copy()
+            conversations.add(row.example)
+            buffers.add(row)
+        return cls.from_buffers(conversations, buffers, image_token_id, compute_position_ids)
+
+    @classmethod
+    def from_buffers(
+        cls,
+        conversations: ExampleTable,
+        buffers: "RowBuffers",
+        image_token_id: int,
+        compute_position_ids: PositionFunction,
+    ) -> "EncodedRows":
+        """conversations: the examples of the rows."""
         table = _Table(
-            conversations, np.array(text, np.int32), text_offsets, np.array(spans, np.int32).reshape(-1, 2),
-            span_offsets, np.array(image_starts, np.int32), np.array(images, np.int32), image_offsets, list(numbers),
+            conversations, [np.array(ids, np.int32) for ids in buffers.beginnings],
+            np.array(buffers.row_beginnings, np.int32), np.array(buffers.text, np.int32),
+            np.array(buffers.text_ends, np.int64), np.array(buffers.spans, np.int32).reshape(-1, 2),
+            np.array(buffers.span_ends, np.int64), np.array(buffers.image_starts, np.int32),
+            np.array(buffers.images, np.int32), np.array(buffers.image_ends, np.int64), list(buffers.grids),
             image_token_id, compute_position_ids,
         )  # fmt: skip
         return cls(table, np.arange(len(conversations)), table.measure())
 
     @property
-    def conversations(self) -> list[Example]:
+    def conversations(self) -> ExampleTable:
         """The examples before they were encoded, with their boxes as the model writes them."""
-        return [self._table.conversations[i] for i in self._indices.tolist()]
+        return self._table.conversations.select(self._indices)
+
+    def update_digest(self, digest: "hashlib._Hash", image_order: Mapping[ImageGrid, int]) -> None:
+        """Add to a digest all that tokens, labels and positions of these rows follow from. image_order: a number for
+        each of their images. Equal rows have equal digests, whatever rows were encoded with them."""
+        table = self._table
+        beginnings, firsts = _number_by_first_use(table.row_beginnings[self._indices])
+        texts = [table.beginnings[number].tolist() for number in firsts.tolist()]
+        images = [(image_order[grid], grid.t, grid.h, grid.w, grid.merge) for grid in self.sizes.distinct_grids]
+        digest.update(f"{len(self)} {table.image_token_id} {texts} {images}".encode())
+        order = _as_int32(image_order.get(grid, -1) for grid in table.grids)
+        for start in range(0, len(self), _DIGEST_ROWS):
+            rows = self._indices[start : start + _DIGEST_ROWS]
+            digest.update(beginnings[start : start + _DIGEST_ROWS].tobytes())
+            images_of_rows, ends = gather_runs(table.images, table.image_offsets, rows)
+            for values, offsets in (
+                (order[images_of_rows], ends),
+                gather_runs(table.image_starts, table.image_offsets, rows),
+                gather_runs(table.spans, table.span_offsets, rows),
+                gather_runs(table.text, table.text_offsets, rows),
+            ):
+                digest.update(offsets.tobytes())
+                digest.update(values.tobytes())
 
     def select(self, indices: Sequence[int]) -> "EncodedRows":
         """Some of these rows, in the order of the indices."""
@@ -236,6 +316,15 @@ class EncodedRows(Sequence[Encoded]):
 def select_rows(examples: Sequence[Encoded], indices: Sequence[int]) -> Sequence[Encoded]:
     """Some of the examples, in the order of the indices; those of `EncodedRows` are not built yet."""
     return examples.select(indices) if isinstance(examples, EncodedRows) else [examples[i] for i in indices]
+
+
+def _number_by_first_use(values: Int32[np.ndarray, " n"]) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " k"]]:
+    """(each value's number in the order of first use, the distinct values in that order)"""
+    distinct, firsts, inverse = np.unique(values, return_index=True, return_inverse=True)
+    order = np.argsort(firsts)
+    numbers = np.empty(len(order), np.int32)
+    numbers[order] = np.arange(len(order))
+    return numbers[inverse], distinct[order]
 
 
 def _as_int32(values: Iterable[int]) -> Int32[np.ndarray, " _"]:

@@ -140,7 +140,7 @@ class Processor:
         outline, answers, grids = self._split_answers(turns)
         self._check_thoughts(example, answers)
         # The frame around the answers comes from a cache; only the answers are tokenized for each example.
-        text, spans, image_starts, length = list[int](), list[int](), list[int](), 0
+        text, spans, image_starts, length, num_skipped = list[int](), list[int](), list[int](), 0, 0
         frame = self._cached_frame(outline, add_generation_prompt)
         for segment, (pieces, has_loss) in zip(frame, [*answers, ((), False)], strict=True):
             text += segment.text
@@ -151,6 +151,7 @@ class Processor:
             written = _join_texts(segment.beginning.opening, pieces)
             answer = [id_ for piece in written for id_ in self._encode_piece(piece)]
             text += answer
+            num_skipped += has_loss and not segment.beginning.is_learned
             if answer and has_loss and segment.beginning.is_learned:
                 add_span(spans, length, length + len(answer))
             length += len(answer)
@@ -162,7 +163,7 @@ class Processor:
         if not add_generation_prompt and not spans and any(has_loss for _, has_loss in answers):
             message = "no answer that is to be learned begins as a prediction of this model does"
             raise LorgnetteError(message, where=example.where, hint="let the last answer be learned, or remove the row")
-        return TextRow(example, text, spans, image_starts, grids)
+        return TextRow(example, text, spans, image_starts, grids, frame[0].text, num_skipped)
 
     def count_answer_tokens(self, example: Example) -> int:
         """The tokens of `Example.reference`, without an end token; 0 if the user has the last word."""
@@ -178,24 +179,28 @@ class Processor:
             has_loss and not segment.beginning.is_learned for segment, (_, has_loss) in zip(frame, answers, strict=True)
         )
 
-    def list_remarks(self, examples: Sequence[Example]) -> list[str]:
-        """What this model does otherwise than the settings and the data say, in sentences."""
+    def list_remarks(self, num_skipped: int, num_flat: int) -> list[str]:
+        """What this model does otherwise than the settings and the data say, in sentences.
+
+        num_skipped, num_flat: of all rows, as `count_skipped_answers` and `count_flat_boxes` count them.
+        """
         remarks = list_size_remarks(self.settings, self.image_processor.token_side)
         if self.opens_thought:
             remarks.append("this model thinks before it answers: the training teaches it to answer without a thought")
-        if skipped := sum(map(self.count_skipped_answers, examples)):
+        if num_skipped:
             remarks.append(
-                f"{skipped} {'answer is' if skipped == 1 else 'answers are'} not trained: in a conversation this model "
-                "begins only its last answer as it begins a prediction"
+                f"{num_skipped} {'answer is' if num_skipped == 1 else 'answers are'} not trained: in a conversation "
+                "this model begins only its last answer as it begins a prediction"
             )
-        if flat := sum(map(self._count_flat_boxes, examples)):
-            count = f"{flat} {'box has' if flat == 1 else 'boxes have'}"
+        if num_flat:
+            count = f"{num_flat} {'box has' if num_flat == 1 else 'boxes have'}"
             remarks.append(
                 f"{count} no area in this model's numbers, which are too coarse: raise image_size, or cut the image"
             )
         return remarks
 
-    def _count_flat_boxes(self, example: Example) -> int:
+    def count_flat_boxes(self, example: Example) -> int:
+        """The boxes that have no area in the model's numbers."""
         if not has_boxes(example):
             return 0
         written, sizes = self.write_boxes(example), [self._read_sizes(image) for image in example.images]

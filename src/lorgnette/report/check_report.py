@@ -3,7 +3,6 @@
 Knows nothing about how the data is checked.
 """
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -11,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorgnette.data import DataReport, format_problems
+from lorgnette.data.example_table import iter_references
 from lorgnette.data.splits import MIN_AUTO, map_copies
-from lorgnette.metrics.labels import find_labels, normalize_label
+from lorgnette.metrics.labels import LabelFinder, normalize_label
 from lorgnette.processing.token_stats import TokenStats
 from lorgnette.report.console import Terminal
 from lorgnette.report.notebook import build_frame, render_result
@@ -59,7 +59,8 @@ class SplitSummary:
     """The split of the usable rows. failure: why no rows can be held out; training then does not start.
 
     common_answer, common_held_out_answer: the text that most answers have, if nearly all of the data's (all of the held
-    out ones) have it. num_common, num_answers: in the whole data. labels: all, if the answers are labels;
+    out ones) have it. num_answers: in the whole data; num_common: those with the text that more than half of them have,
+    if there is one. labels: all, if the answers are labels;
     unseen_labels: those that no held-out row has.
     """
 
@@ -81,15 +82,14 @@ class SplitSummary:
     ) -> "SplitSummary":
         """is_auto: data.holdout=auto chose the held-out rows."""
         num_images = len(set(map_copies(image.path for row in held_out for image in row.images).values()))
-        answers = [row.reference for row in (*train, *held_out) if row.reference]
-        [(common, num_common)] = Counter(answers).most_common(1) or [("", 0)]
-        is_common = len(answers) >= _MIN_ANSWERS and num_common >= _SAME_FRACTION * len(answers)
-        held_out_answers = {row.reference for row in held_out}
+        num_answers, common, num_common, labels = _summarize_answers([train, held_out])
+        is_common = num_answers >= _MIN_ANSWERS and num_common >= _SAME_FRACTION * num_answers
+        held_out_answers = set(iter_references(held_out))
         is_same = len(held_out) > 1 and len(held_out_answers) == 1
-        labels, seen = find_labels([(text,) for text in answers]), set(map(normalize_label, held_out_answers))
+        seen = set(map(normalize_label, held_out_answers))
         unseen = tuple(label for label in labels if held_out and not is_same and normalize_label(label) not in seen)
         return cls(
-            len(train), len(held_out), num_images, failure, common if is_common else None, num_common, len(answers),
+            len(train), len(held_out), num_images, failure, common if is_common else None, num_common, num_answers,
             (held_out_answers.pop() or None) if is_same else None, is_auto,
             labels=labels, unseen_labels=unseen,
         )  # fmt: skip
@@ -132,6 +132,23 @@ class SplitSummary:
             )
             meaning = "so the scores do not tell a model that looks at the images from one that always gives it"
             yield f"{problem}, {meaning}; hold out more rows, or name a file with other answers (data.test=FILE)"
+
+
+def _summarize_answers(parts: Sequence[Sequence[Example]]) -> tuple[int, str, int, tuple[str, ...]]:
+    """(number of answers, the one that more than half of them have, how many have it, the labels); "" and 0 if none is.
+
+    Holds no text of the others: a text that more than half have is left over when pairs of different texts are struck
+    out (Boyer and Moore's majority vote).
+    """
+    num_answers, candidate, lead, finder = 0, "", 0, LabelFinder()
+    for text in chain.from_iterable(map(iter_references, parts)):
+        if text:
+            num_answers += 1
+            finder.add((text,))
+            candidate = candidate if lead else text
+            lead += 1 if text == candidate else -1
+    num_common = sum(text == candidate for text in chain.from_iterable(map(iter_references, parts))) if lead else 0
+    return num_answers, *((candidate, num_common) if 2 * num_common > num_answers else ("", 0)), finder.find()
 
 
 @dataclass(frozen=True)

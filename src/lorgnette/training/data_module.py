@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +25,8 @@ from lorgnette.metrics.labels import find_labels
 from lorgnette.metrics.registry import check_best_model_metric, expand_metric_names, get_best_model_metric
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.quantization import list_quantization_remarks
-from lorgnette.processing.encoded_rows import EncodedRows, TextRow
+from lorgnette.processing.encode_rows import encode_rows
+from lorgnette.processing.encoded_rows import EncodedRows
 from lorgnette.processing.processor import Processor
 from lorgnette.report.check_report import SplitSummary
 from lorgnette.report.console import Terminal
@@ -34,7 +36,7 @@ from lorgnette.resolve import find_model_config, read_rows, resolve_data, resolv
 from lorgnette.startup import gc_paused
 from lorgnette.training.initial_adapter import check_initial_adapter, hash_adapter
 from lorgnette.training.start_warnings import list_start_warnings
-from lorgnette.types import Example, ImageGrid, Problem
+from lorgnette.types import ImageGrid, Problem
 
 _FIX_ROW = "fix or remove the row"
 MAX_LISTED_INPUTS = 8
@@ -90,11 +92,12 @@ class TrainingData:
         processor = Processor.from_folder(
             checkpoint.folder, settings.processor, read_size=lambda path: sizes.get(path) or data.read_image_size(path)
         )
-        encoding_problems: list[Problem] = []
-        examples, held_out = (_encode_examples(processor, rows, encoding_problems) for rows in (train_rows, test_rows))
+        with gc_paused():
+            encoded, encoded_test = (encode_rows(processor, rows) for rows in (train_rows, test_rows))
+        examples, held_out = encoded.rows, encoded_test.rows
 
         # Check the result.
-        problems = [*scanned.problems, *encoding_problems]
+        problems = [*scanned.problems, *encoded.problems, *encoded_test.problems]
         paths = [path for path in (table, settings.data.test) if path is not None]
         files = tuple(dict.fromkeys(source for path in paths for source in split_sources(path)))
         loaded = cls(checkpoint, processor, examples, held_out, problems, files, settings.adapter)
@@ -106,29 +109,24 @@ class TrainingData:
         train_part, test_part = examples.conversations, held_out.conversations
         for line in SplitSummary.from_examples(train_part, test_part, is_auto=is_auto).advice:
             terminal.warn(line)
-        for line in [*processor.list_remarks(train_part), *target_remarks, *weight_remarks]:
+        remarks = processor.list_remarks(encoded.num_skipped, encoded.num_flat)
+        for line in [*remarks, *target_remarks, *weight_remarks]:
             terminal.print(f"note       {line}")
-        for line in list_start_warnings(settings, loaded.references):
+        for line in list_start_warnings(settings, loaded.iter_references()):
             terminal.warn(line)
         return loaded
 
-    @property
-    def references(self) -> list[str]:
-        """The answers of all rows."""
-        return [example.reference for example in self.conversations]
-
-    @property
-    def conversations(self) -> list[Example]:
-        """All rows, first those that are trained on."""
-        return [*self.examples.conversations, *self.held_out.conversations]
+    def iter_references(self) -> Iterator[str]:
+        """The answers of all rows, first of those that are trained on."""
+        return chain(self.examples.conversations.iter_references(), self.held_out.conversations.iter_references())
 
     def choose_metrics(self, settings: Settings, terminal: Terminal) -> Settings:
         """The settings, with `auto` in predict.metrics replaced by what suits the references of all rows. Prints it."""
-        names, examples = settings.predict.metrics, self.conversations
-        has_boxes = [bool(example.reference_boxes) for example in examples]
-        choice = choose_metrics(names, [(example.reference,) for example in examples], has_boxes)
+        names, parts = settings.predict.metrics, (self.examples.conversations, self.held_out.conversations)
+        has_boxes = chain.from_iterable(part.iter_has_boxes() for part in parts)
+        choice = choose_metrics(names, ((text,) for text in self.iter_references()), has_boxes)
         if choice.labels:
-            choice = choose_metrics(names, [prompt.references for prompt in group_by_prompt(examples)])
+            choice = choose_metrics(names, [prompt.references for prompt in group_by_prompt(chain(*parts))])
         if not choice.reason:
             return settings
         terminal.print(f"metrics    {choice.describe('predict.metrics=')}")
@@ -138,7 +136,7 @@ class TrainingData:
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels, if the answers of all rows are labels."""
-        return find_labels([(reference,) for reference in self.references])
+        return find_labels((reference,) for reference in self.iter_references())
 
     @property
     def grids(self) -> list[ImageGrid]:
@@ -153,7 +151,10 @@ class TrainingData:
     def most_common_prompt(self) -> str:
         """The prompt of most examples, used for images without one; "" if there is none."""
         conversations = self.examples.conversations
-        prompts = Counter(example.turns[-2].text for example in conversations if len(example.turns) > 1)
+        prompts = Counter[str]()
+        for example, count in conversations.group_by_question():
+            if len(example.turns) > 1:
+                prompts[example.turns[-2].text] += count
         return prompts.most_common(1)[0][0] if prompts else ""
 
     def build_eval_processor(self, settings: ProcessorSettings, image_size: Literal["train", "native"]) -> Processor:
@@ -188,12 +189,7 @@ class TrainingData:
         digest = hashlib.sha256(repr(self.processor.image_processor).encode())
         order = {grid: number for number, grid in enumerate(self.grids)}
         for part in (self.examples, self.held_out):
-            digest.update(f"{len(part)}".encode())
-            for e in part:
-                images = [(order[grid], grid.t, grid.h, grid.w) for grid in e.grids]
-                digest.update(f"{len(e.input_ids)} {images} {e.image_starts}".encode())
-                for array in (e.input_ids, e.labels, e.position_ids):
-                    digest.update(array.tobytes())
+            part.update_digest(digest, order)
         return digest.hexdigest()
 
     def drop_images(
@@ -205,12 +201,13 @@ class TrainingData:
         kept, problems = list[EncodedRows](), list[Problem]()
         for part in (self.examples, self.held_out):
             usable = list[int]()
-            for i, (example, grids) in enumerate(zip(part.conversations, part.sizes.iter_grids(), strict=True)):
+            conversations = part.conversations
+            for i, grids in enumerate(part.sizes.iter_grids()):
                 grid = next((grid for grid in grids if grid in errors), None)
                 if grid is None:
                     usable.append(i)
                     continue
-                error, path = errors[grid], grid.image.path
+                example, error, path = conversations[i], errors[grid], grid.image.path
                 message, hint = f"{error.message} ({path})", error.hint or _FIX_ROW
                 problems.append(Problem(example.source, example.row, message, hint, str(path)))
             kept.append(part.select(usable))
@@ -268,17 +265,3 @@ def _read_rows(settings: Settings, path: Path, terminal: Terminal) -> data.ScanR
     rows = read_rows(settings, path, terminal, max_rows=None if is_whole else settings.data.max_rows)
     on_bad_row, keeps_shape = settings.data.on_bad_row, settings.keeps_shape
     return data.load_usable(rows, on_bad_row=on_bad_row, source=path, keeps_shape=keeps_shape)
-
-
-@gc_paused()
-def _encode_examples(processor: Processor, examples: Sequence[Example], problems: list[Problem]) -> EncodedRows:
-    """Encode the examples; those that cannot be encoded are added to `problems`."""
-
-    def iter_rows() -> Iterator[TextRow]:
-        for example in examples:
-            try:
-                yield processor.encode_row(example)
-            except LorgnetteError as error:
-                problems.append(Problem(example.source, example.row, error.message, error.hint or _FIX_ROW))
-
-    return EncodedRows.from_rows(iter_rows(), processor.image_token_id, processor.compute_position_ids)

@@ -120,7 +120,7 @@ def run_training(
                         if not _report_stop(trainer.step, interrupt, user_callbacks, run_dir, log, terminal, world):
                             return
                 if is_finished:
-                    can_learn = not explain_built_in_model(settings.model, data.references)
+                    can_learn = not explain_built_in_model(settings.model, data.iter_references())
                     _report_end(trainer, log, terminal, can_learn=can_learn)
 
                 # Save the adapter; the last checkpoint is written while the answers are generated.

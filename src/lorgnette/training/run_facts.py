@@ -168,7 +168,8 @@ def list_machine(manifest: Mapping[str, Any], memory: Mapping[str, Any]) -> list
 
 
 def _describe_prompts(data: TrainingData) -> str:
-    prompts = {row.turns[-2].text for row in data.examples.conversations if len(row.turns) > 1}
+    kinds = data.examples.conversations.group_by_question()
+    prompts = {row.turns[-2].text for row, _ in kinds if len(row.turns) > 1}
     if len(prompts) == 1:
         return prompts.pop()
     return f"{len(prompts)} different prompts" if prompts else ""

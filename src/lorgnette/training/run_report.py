@@ -60,7 +60,7 @@ def write_run_report(
     seconds = sum_stages(records)
 
     # Say what they show. The log may have been deleted.
-    can_learn = not explain_built_in_model(settings.model, data.references)
+    can_learn = not explain_built_in_model(settings.model, data.iter_references())
     losses, evals, best, summary, reason = curves["loss"], curves["eval loss"], str(run_dir.best), "", ""
     num_steps = int(max((step for step, _ in [*losses, *evals]), default=0))
     if losses:
@@ -173,7 +173,7 @@ def _describe_steps(
             f"{num_skipped} of {num_steps} steps changed nothing, because their gradients were too large for float16. "
             "A few are usual, above all at the start."
         )
-    if note := explain_built_in_model(settings.model, data.references):
+    if note := explain_built_in_model(settings.model, data.iter_references()):
         yield note
     if is_chosen:
         yield (

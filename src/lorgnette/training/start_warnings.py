@@ -22,9 +22,9 @@ _DRAWN_SCENE = re.compile(rf"A {_THING} (?:to the left of|to the right of|above|
 
 def explain_built_in_model(model: str, references: Iterable[str | None]) -> str:
     """Why the built-in model cannot learn these answers; empty for other models, and for the demo's own drawings."""
-    answers = [text for text in references if text]
-    if model != "demo" or not answers:
+    if model != "demo":
         return ""
+    answers = [text for text in references if text]
     num_drawn = sum(_DRAWN_SCENE.fullmatch(text.strip()) is not None for text in answers)
     return "" if 2 * num_drawn >= len(answers) else DRAWN_SCENES_ONLY
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from lorgnette.data.checks import row_remarks
-from lorgnette.data.checks.row_remarks import RemarkCounter
+from lorgnette.data.checks.row_remarks import RemarkCounter, list_remarks
 from lorgnette.types import Example, Turn
 
 
@@ -17,7 +17,7 @@ def build_row(
 def count(*rows: Example) -> list[str]:
     counter = RemarkCounter()
     for row in rows:
-        counter.add(row)
+        counter.add(row, list_remarks(row))
     return [f"{f.kind}: {f.problem.source}, row {f.problem.row}: {f.problem.message}" for f in counter.build_findings()]
 
 

@@ -1,3 +1,5 @@
+import copy
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -11,8 +13,18 @@ import pytest
 
 from lorgnette.data import read
 from lorgnette.data.checks import near_duplicates
-from lorgnette.data.checks.scan import _BLOCK_SIZE, _TASK_SIZE, compute_full_signatures, scan, scan_rows
+from lorgnette.data.checks.scan import (
+    _BLOCK_SIZE,
+    _TASK_SIZE,
+    ScanResult,
+    _RowScanner,
+    _ScannedRows,
+    compute_full_signatures,
+    scan,
+    scan_rows,
+)
 from lorgnette.data.images import load_image
+from lorgnette.data.row_location import PendingRow, read_pending
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Image, Problem, Turn
 
@@ -261,3 +273,110 @@ def test_a_table_without_captions_lacks_a_column(captions: Path) -> None:
     table.write_text("image\nred.png\n")
     [problem] = scan(read(table)).problems
     assert problem.message == "there is no caption column"
+
+
+def write_many(folder: Path, name: str) -> Path:
+    """A source of 60 rows in one format; every block of four has rows that cannot be used, for various reasons."""
+    (folder / "images").mkdir(exist_ok=True)
+    for number in range(8):
+        PIL.Image.new("RGB", (4 + number, 5)).save(folder / "images" / f"{number}.png")
+    (folder / "images" / "broken.png").write_bytes(b"no image")
+    images = [*(f"images/{number % 8}.png" for number in range(10)), "images/gone.png", "images/broken.png"]
+    path, rows = folder / name, list[str]()
+    for number in range(60):
+        image, caption = images[number * 5 % 12], f"  caption {number}" if number % 7 == 0 else f"caption {number}"
+        if path.suffix in (".csv", ".tsv"):
+            caption = {1: '"a\nb"', 3: "", 5: 'a"b"' if number % 2 else '"a" b'}.get(number % 11, caption)
+            rows.append((";" if path.suffix == ".csv" else "\t").join([image, caption, f"{number}"]))
+        elif name.startswith("captions"):
+            keys = ("photo", "text") if number in (21, 33, 34) else ("image", "caption")
+            record = {keys[0]: image, keys[1]: caption, **({"score": 1} if number % 5 == 0 else {})}
+            if number in (22, 40):  # which columns are read is known from the rows before it
+                record = {"photo": image, "alpha": caption, "beta": caption}
+            broken = "{broken" if path.suffix == ".jsonl" else "7"
+            rows.append(json.dumps(record) if number % 9 else broken)
+        else:
+            turns = [{"from": "user", "value": f"What? <|vision_start|>{image}<|vision_end|>"}]
+            turns += [{"from": "assistant", "value": caption}] if number % 10 else []
+            rows.append(json.dumps({"id": f"r{number}", "conversations": turns, **({"x": 1} if number > 30 else {})}))
+    head = {".csv": "image;caption;score\n", ".tsv": "image\tcaption\tscore\n", ".json": "["}.get(path.suffix, "")
+    end = "]" if path.suffix == ".json" else "\n"
+    path.write_text(head + (",\n" if path.suffix == ".json" else "\n").join(rows) + end)
+    return path
+
+
+def describe_scan(result: ScanResult, said: list[str]) -> list[str]:
+    examples = [(row, row.sheet_row, row.is_trimmed, row.unread_keys) for row in result.examples]
+    return list(map(repr, [*examples, *result.problems, *result.image_infos.items(), *result.remarks, *said]))
+
+
+def share_rows(monkeypatch: pytest.MonkeyPatch, num_processes: int) -> None:
+    for name, value in (("count_processes", lambda: num_processes), ("MIN_SHARED_ROWS", 5), ("_SHARED_BLOCK_SIZE", 4)):
+        monkeypatch.setitem(scan.__globals__, name, value)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "captions.jsonl", "captions.json", "a.jsonl", "a.json"])
+def test_processes_find_what_one_process_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    path, last = write_many(tmp_path, name), write_many(tmp_path, "b.jsonl")
+    results = dict[tuple[int, int | None], list[str]]()
+    for num_processes in (1, 2):
+        share_rows(monkeypatch, num_processes)
+        for max_rows in (None, 3, 30):
+            said = list[str]()
+            rows = read(Path(f"{path},{last}"), max_rows=max_rows, on_columns=said.append)
+            results[num_processes, max_rows] = describe_scan(scan(rows), said)
+    assert len(results[1, None]) > 100
+    for max_rows in (None, 3, 30):
+        assert results[2, max_rows] == results[1, max_rows]
+
+
+def test_rows_whose_columns_depend_on_earlier_ones_are_read_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If each process chose the columns of its own rows, the test above would fail."""
+    path = write_many(tmp_path, "captions.jsonl")
+    share_rows(monkeypatch, 1)
+    expected = describe_scan(scan(read(path)), [])
+    share_rows(monkeypatch, 2)
+    assert describe_scan(scan(read(path)), []) == expected
+    monkeypatch.setattr(_RowScanner, "scan_packed", scan_with_own_choices)
+    assert describe_scan(scan(read(path)), []) != expected
+
+
+def scan_with_own_choices(scanner: _RowScanner, last: PendingRow, block: list[tuple[int, int, int, str]]) -> object:
+    read_line = copy.deepcopy(last.read)  # as if the rows of earlier blocks were with another process
+    rows = [
+        PendingRow(last.location._replace(row=row, number=number, sheet_row=sheet_row), line, read_line)
+        for row, number, sheet_row, line in block
+    ]
+    return _ScannedRows.from_rows(scanner.scan_rows(read_pending(rows)))
+
+
+def test_an_image_that_stands_for_two_is_found_across_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(30):
+        PIL.Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / "images" / f"{number}.png")
+    rows = [f"A/{number}.png,x" for number in range(30)] + ["B/3.png,x", "B/7.png,x"]
+    (tmp_path / "a.csv").write_text("\n".join(["image_path,caption", *rows]))
+    results = []
+    for num_processes in (1, 2):
+        share_rows(monkeypatch, num_processes)
+        result = scan(read(tmp_path / "a.csv", images_from=tmp_path / "images"))
+        results.append(describe_scan(result, []))
+        assert [problem.row for problem in result.problems] == [5, 9, 32, 33]
+    assert results[0] == results[1]
+
+
+def test_an_error_of_the_file_comes_behind_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_many(tmp_path, "a.jsonl")
+    path.write_bytes(path.read_bytes() + b"\xff\n")
+    messages = []
+    for num_processes in (1, 2):
+        share_rows(monkeypatch, num_processes)
+        with pytest.raises(LorgnetteError) as caught:
+            scan(read(path))
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert "line 61" in messages[0]

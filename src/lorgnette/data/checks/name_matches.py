@@ -32,12 +32,14 @@ class NameMatches:
 
     def find_collisions(self, examples: Iterable[Example]) -> dict[Example, Problem]:
         """The rows with an image that has the file of another."""
+        if not self._collisions:
+            return {}
         return {
             example: self._explain(example, key)
-            for example in examples if self._collisions
+            for example in examples
             for key in [_make_key(image) for image in example.images if image.written]
             if key in self._collisions
-        }  # fmt: skip
+        }
 
     def _explain(self, example: Example, key: tuple[Path, str]) -> Problem:
         first, second = self._collisions[key]

@@ -3,7 +3,6 @@
 `check` and `train` print each once for a source. Memory does not grow with the number of rows.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from lorgnette.types import Example, Finding, FindingKind, Problem
 _MAX_KEYS = 50
 """Unread keys of a source that are counted by name."""
 _OTHER_KEYS = "another"
+Remarks = list[tuple[FindingKind, str]]
+"""(kind, key) of each."""
 
 
 @dataclass(slots=True)
@@ -27,8 +28,9 @@ class RemarkCounter:
     def __init__(self) -> None:
         self._counts: dict[tuple[Path, FindingKind, str], _Count] = {}
 
-    def add(self, example: Example) -> None:
-        for kind, key in _list_remarks(example):
+    def add(self, example: Example, remarks: "Remarks") -> None:
+        """remarks: `list_remarks` of the example."""
+        for kind, key in remarks:
             name = (example.source, kind, key)
             if name not in self._counts and len(self._counts) >= _MAX_KEYS and kind == "unread-key":
                 name = (example.source, kind, _OTHER_KEYS)
@@ -44,13 +46,16 @@ class RemarkCounter:
         ]
 
 
-def _list_remarks(example: Example) -> Iterator[tuple[FindingKind, str]]:
-    yield from (("unread-key", key) for key in example.unread_keys)
+def list_remarks(example: Example) -> Remarks:
+    """What is odd in an example."""
+    remarks: Remarks = [("unread-key", key) for key in example.unread_keys]
     if example.is_trimmed:
-        yield "trimmed", ""
-    answers = (turn.text for turn in example.turns if turn.role == "assistant" and turn.has_loss)
-    if any(text != text.strip() or "\r" in text for text in answers):
-        yield "blanks", ""
+        remarks.append(("trimmed", ""))
+    for text in [turn.text for turn in example.turns if turn.role == "assistant" and turn.has_loss]:
+        if text != text.strip() or "\r" in text:
+            remarks.append(("blanks", ""))
+            break
+    return remarks
 
 
 def _describe(kind: FindingKind, key: str, num_rows: int) -> tuple[str, str]:

@@ -1,31 +1,43 @@
 """Scans every row and every image of a source once: text, image headers, and on request image signatures.
 
-Knows nothing about file formats, tokens or models, nor about the part that a row will be in.
+Of many rows, forked processes scan blocks; the result is the same. Knows nothing about file formats, tokens or models,
+nor about the part that a row will be in.
 """
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from lorgnette.data.boxes import check_boxes
 from lorgnette.data.checks import near_duplicates
 from lorgnette.data.checks.name_matches import NameMatches
-from lorgnette.data.checks.row_remarks import RemarkCounter
+from lorgnette.data.checks.row_remarks import RemarkCounter, Remarks, list_remarks
 from lorgnette.data.conversation import check_conversation
+from lorgnette.data.example_table import ExampleTable
+from lorgnette.data.formats.columns import ColumnReader, OpenChoiceError
 from lorgnette.data.images import check_aspect, decode_preview, is_deep, load_formats, verify_image
-from lorgnette.data.row_location import Row, RowLocation
+from lorgnette.data.row_location import PendingRow, Row, RowLocation, RowStream
 from lorgnette.errors import LorgnetteError
+from lorgnette.io.processes import count_processes, map_in_processes
 from lorgnette.types import Example, Finding, Problem
 
 _TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx", ".parquet")
 _BLOCK_SIZE, _TASK_SIZE, _PROBE_SIZE = 1024, 16, 64
 """Rows per block; images per task of a thread; images per measurement of the waiting time."""
+MIN_SHARED_ROWS = 8192
+"""Rows of a source that this process scans before it starts others: most sources have no more."""
+_SHARED_BLOCK_SIZE = 2048
+"""Rows that another process scans at once."""
+_MAX_STARTS = 8
+"""How often other processes are started for a source whose rows have ever other columns."""
 MIN_CONTRAST = 16
 """Of 0–255: in an image below it a person sees one gray, such as a 16-bit scan that uses few of its values."""
 _MAX_WAIT = 0.0003
@@ -53,15 +65,45 @@ class ScanResult:
     """The rows in the source's order. image_infos: the usable rows' images, in the order of their first use. remarks:
     what is counted over all rows of a source, such as keys that are not read."""
 
-    examples: list[Example]
+    examples: ExampleTable
     problems: list[Problem]
     image_infos: dict[Path, ImageInfo]
     remarks: list[Finding] = field(default_factory=list)
 
     def merge(self, other: "ScanResult") -> "ScanResult":
-        examples, problems = self.examples + other.examples, self.problems + other.problems
+        examples, problems = ExampleTable(chain(self.examples, other.examples)), self.problems + other.problems
         infos, remarks = self.image_infos | other.image_infos, self.remarks + other.remarks
         return ScanResult(examples, problems, infos, remarks)
+
+
+@dataclass(slots=True)
+class _ScannedRows:
+    """Some rows. infos: of the images of `examples`. remarks: (row's number in `examples`, its remarks), if it has any.
+    named: numbers of the rows with images that were found by name."""
+
+    num_rows: int = 0
+    examples: ExampleTable = field(default_factory=ExampleTable)
+    problems: list[Problem] = field(default_factory=list)
+    infos: list[ImageInfo] = field(default_factory=list)
+    remarks: list[tuple[int, Remarks]] = field(default_factory=list)
+    named: list[int] = field(default_factory=list)
+
+    @classmethod
+    def from_rows(cls, scanned: Iterable[tuple[Row, dict[Path, ImageInfo]]]) -> "_ScannedRows":
+        result, infos = cls(), dict[Path, ImageInfo]()
+        for row, own_infos in scanned:
+            result.num_rows += 1
+            if isinstance(row, Problem):
+                result.problems.append(row)
+                continue
+            if remarks := list_remarks(row):
+                result.remarks.append((len(result.examples), remarks))
+            if any(image.written for image in row.images):
+                result.named.append(len(result.examples))
+            result.examples.add(row)
+            infos |= own_infos
+        result.infos = [infos[image.path] for image in result.examples.images]
+        return result
 
 
 def scan(
@@ -73,25 +115,147 @@ def scan(
     needs_answer: False for predictions, which need no answer in a row. keeps_shape: whether the model gets images in
     their own shape, which must not be too narrow then.
     """
-    examples: list[Example] = []
-    problems: list[Problem] = []
-    image_infos: dict[Path, ImageInfo] = {}
+    scanner = _RowScanner(with_signatures, needs_answer, keeps_shape)
+    examples, problems, image_infos = ExampleTable(), list[Problem](), dict[Path, ImageInfo]()
     remarks, name_matches = RemarkCounter(), NameMatches()
-    scanned = scan_rows(rows, with_signatures=with_signatures, needs_answer=needs_answer, keeps_shape=keeps_shape)
-    for row, infos in scanned:
-        if isinstance(row, Problem):
-            problems.append(row)
-            continue
-        examples.append(row)
-        image_infos.update(infos)
-        remarks.add(row)
-        name_matches.add(row)
+    for part in _scan_stream(rows, scanner) if isinstance(rows, RowStream) else scanner.scan_blocks(rows):
+        for number, own_remarks in part.remarks:
+            remarks.add(part.examples[number], own_remarks)
+        for number in part.named:
+            name_matches.add(part.examples[number])
+        examples.extend(part.examples)
+        problems += part.problems
+        for image, info in zip(part.examples.images, part.infos, strict=True):
+            image_infos.setdefault(image.path, info)
     if collisions := name_matches.find_collisions(examples):
         problems += collisions.values()
-        examples = [row for row in examples if row not in collisions]
-        used = {image.path for row in examples for image in row.images}
+        examples = ExampleTable(row for row in examples if row not in collisions)
+        used = {image.path for image in examples.images}
         image_infos = {path: info for path, info in image_infos.items() if path in used}
     return ScanResult(examples, problems, image_infos, remarks.build_findings())
+
+
+def _scan_stream(stream: RowStream, scanner: "_RowScanner") -> Iterator[_ScannedRows]:
+    """Source by source: first rows here, the others in other processes if there are many."""
+    for source in stream.sources:
+        first_rows = list(islice(source, _limit(MIN_SHARED_ROWS, stream.max_rows)))
+        yield from scanner.scan_blocks(stream.interpret(first_rows))
+        last = first_rows[-1] if first_rows else None
+        is_long = len(first_rows) == MIN_SHARED_ROWS and isinstance(last, PendingRow) and last.can_be_sent
+        if is_long and isinstance(last, PendingRow) and (num_processes := count_processes()) > 1:
+            yield from _scan_in_processes(stream, source, last, scanner, num_processes)
+        yield from scanner.scan_blocks(stream.interpret(source))
+
+
+def _limit(count: int, max_rows: int | None) -> int:
+    return count if max_rows is None else min(count, max_rows)
+
+
+def _scan_in_processes(
+    stream: RowStream,
+    source: Iterator[PendingRow | Row],
+    last: PendingRow,
+    scanner: "_RowScanner",
+    num_processes: int,
+) -> Iterator[_ScannedRows]:
+    """The rows of the source behind `last`, in blocks that forked processes interpret and scan.
+
+    A block whose rows have new columns is scanned here, since their choice depends on the rows before it, and other
+    processes are started, which know that choice. So is the block in which `stream.max_rows` is reached.
+    """
+    blocks: Iterator[list[PendingRow | Row]] = _split_into_blocks(islice(source, stream.max_rows), _SHARED_BLOCK_SIZE)
+    for _ in range(_MAX_STARTS):
+        sent = deque[list[PendingRow | Row]]()
+
+        def pack_blocks(blocks: Iterable[list[PendingRow | Row]] = blocks, sent: deque[Any] = sent) -> Iterator[Any]:
+            for block in blocks:
+                sent.append(block)
+                yield [_pack(row) for row in block]
+
+        block = None
+        with closing(map_in_processes(partial(scanner.scan_packed, last), pack_blocks(), num_processes)) as parts:
+            for part in parts:
+                block = sent.popleft()
+                if part is None or (stream.max_rows is not None and part.num_rows > stream.max_rows):
+                    break
+                stream.count(part.num_rows)
+                yield part
+                block = None
+        if block is None:
+            return
+        yield from scanner.scan_blocks(stream.interpret(block))
+        blocks = chain(sent, blocks)
+    yield from scanner.scan_blocks(stream.interpret(chain.from_iterable(blocks)))
+
+
+def _split_into_blocks(rows: Iterable[PendingRow | Row], size: int) -> Iterator[list[PendingRow | Row]]:
+    """Blocks of rows. What is raised between two rows is raised behind the block with the first of them."""
+    block = list[PendingRow | Row]()
+    try:
+        for row in rows:
+            block.append(row)
+            if len(block) == size:
+                yield block
+                block = []
+    except LorgnetteError:
+        if block:
+            yield block
+        raise
+    if block:
+        yield block
+
+
+def _pack(row: PendingRow | Row) -> Any:
+    """The row without what `scan_packed` knows."""
+    if not isinstance(row, PendingRow):
+        return row
+    location = row.location
+    return location.row, location.number, location.sheet_row, row.content
+
+
+@dataclass(slots=True)
+class _RowScanner:
+    """Scans rows as `scan` was asked to; each image once."""
+
+    with_signatures: bool
+    needs_answer: bool
+    keeps_shape: bool
+    image_infos: dict[Path, _Info] = field(default_factory=dict)
+    known_paths: set[Path] = field(default_factory=set)
+
+    def scan_blocks(self, rows: Iterable[Row]) -> Iterator[_ScannedRows]:
+        """The rows, a block at a time."""
+        scanned = self.scan_rows(rows)
+        while (block := _ScannedRows.from_rows(islice(scanned, _SHARED_BLOCK_SIZE))).num_rows:
+            yield block
+
+    def scan_packed(self, last: PendingRow, block: Sequence[Any]) -> _ScannedRows | None:
+        """The rows of a block, which follow `last`, in a forked process. None if columns are to be chosen."""
+        ColumnReader.may_choose = False
+        rows = (
+            PendingRow(last.location._replace(row=row[0], number=row[1], sheet_row=row[2]), row[3], last.read)
+            if type(row) is tuple
+            else row
+            for row in block
+        )
+        try:
+            return _ScannedRows.from_rows(self.scan_rows(RowStream([rows])))
+        except OpenChoiceError:
+            return None
+
+    def scan_rows(self, rows: Iterable[Row]) -> Iterator[tuple[Row, dict[Path, ImageInfo]]]:
+        """As the function `scan_rows`."""
+        load_formats()  # here, so that a failure to load Pillow's plugins is not blamed on an image
+        with _create_pool(decoding=self.with_signatures) as pool:
+            blocks = _iter_blocks(rows, _ImageScanner(pool, self.with_signatures), self.known_paths)
+            # pairwise: the next block's images are submitted before this block's rows are yielded.
+            for (block, infos), _ in pairwise(chain(blocks, [((), ())])):
+                self.image_infos.update(infos)
+                for row in block:
+                    if isinstance(row, Problem):
+                        yield row, {}
+                    else:
+                        yield _check_example(row, self.image_infos, self.needs_answer, self.keeps_shape)
 
 
 def scan_rows(
@@ -103,18 +267,7 @@ def scan_rows(
     while the caller handles the rows before it. Threads are used for decoding, which runs outside Python's lock, and
     for slow disks; headers of cached files are Python's own work, so that threads would only compete.
     """
-    load_formats()  # here, so that a failure to load Pillow's plugins is not blamed on an image
-    image_infos: dict[Path, _Info] = {}
-    with _create_pool(decoding=with_signatures) as pool:
-        blocks = _iter_blocks(rows, _ImageScanner(pool, with_signatures))
-        # pairwise: the next block's images are submitted before this block's rows are yielded.
-        for (block, infos), _ in pairwise(chain(blocks, [((), ())])):
-            image_infos.update(infos)
-            for row in block:
-                if isinstance(row, Problem):
-                    yield row, {}
-                else:
-                    yield _check_example(row, image_infos, needs_answer, keeps_shape)
+    return _RowScanner(with_signatures, needs_answer, keeps_shape).scan_rows(rows)
 
 
 def compute_full_signatures(infos: Mapping[Path, ImageInfo], identical_files: Mapping[Path, Path]) -> dict[Path, bytes]:
@@ -209,10 +362,9 @@ def _prefetch(paths: Sequence[Path]) -> None:
 
 
 def _iter_blocks(
-    rows: Iterable[Row], scan_images: Callable[[list[Path]], Iterable[_Info]]
+    rows: Iterable[Row], scan_images: Callable[[list[Path]], Iterable[_Info]], known: set[Path]
 ) -> Iterator[tuple[Sequence[Row], Iterable[tuple[Path, _Info]]]]:
-    """Blocks of rows, each with the pending infos of the images that no earlier block has."""
-    known: set[Path] = set()
+    """Blocks of rows, each with the pending infos of the images that are not known from earlier blocks."""
     remaining = iter(rows)
     while block := list(islice(remaining, _BLOCK_SIZE)):
         paths = {image.path: None for row in block if isinstance(row, Example) for image in row.images}

@@ -2,7 +2,7 @@
 
 RECORD_FORMATS  a record of a .json, .jsonl or .parquet, recognized by a key
 OBJECT_FORMATS  a .json that is one object, recognized by its keys
-FILE_FORMATS    a file, recognized by its suffix
+FILE_FORMATS    a file, recognized by its suffix; its rows are interpreted by `read_pending`
 EXPORTERS       what `export` and `prepare` write, by name
 """
 
@@ -24,11 +24,11 @@ from lorgnette.data.formats import (
     openai,
     parquet,
 )
-from lorgnette.data.formats.json_records import read_list, read_records
+from lorgnette.data.formats.json_records import stream_list, stream_records
 from lorgnette.data.formats.records import RECORD_FORMATS, RecordReader, read_record
 from lorgnette.data.formats.webdataset import read_webdataset, stream_webdataset
 from lorgnette.data.formats.zip_archive import read_zip
-from lorgnette.data.row_location import ReadOptions, Row, RowCounter
+from lorgnette.data.row_location import PendingRow, ReadOptions, Row, RowCounter, read_pending
 from lorgnette.data.text_files import read_json
 from lorgnette.types import Example
 
@@ -41,33 +41,34 @@ OBJECT_FORMATS = (
 )
 
 
-def _read_json(path: Path, options: ReadOptions) -> Iterator[Row]:
+def _stream_json(path: Path, options: ReadOptions) -> Iterator[PendingRow | Row]:
     value = read_json(path)
     for is_format, read in OBJECT_FORMATS if isinstance(value, dict) else ():
         if is_format(value):
             yield from read(value, path, options.require_no_columns(path))
             return
     counter = RowCounter(path, options.require_no_name(path))
-    yield from read_list(value, counter, RecordReader(options, str(path)))
+    yield from stream_list(value, counter, RecordReader(options, str(path)))
 
 
-def _read_jsonl(path: Path, options: ReadOptions) -> Iterator[Row]:
+def _stream_jsonl(path: Path, options: ReadOptions) -> Iterator[PendingRow | Row]:
     counter = RowCounter(path, options.require_no_name(path))
-    return read_records(path, counter, RecordReader(options, str(path)))
+    return stream_records(path, counter, RecordReader(options, str(path)))
 
 
-_TEXT_FORMATS: dict[str, Callable[[Path, ReadOptions], Iterator[Row]]] = {
-    ".csv": csv.read_csv,
-    ".tsv": csv.read_csv,
-    ".json": _read_json,
-    ".jsonl": _read_jsonl,
+FileReader = Callable[[Path, ReadOptions], Iterator[PendingRow | Row]]
+_TEXT_FORMATS: dict[str, FileReader] = {
+    ".csv": csv.stream_csv,
+    ".tsv": csv.stream_csv,
+    ".json": _stream_json,
+    ".jsonl": _stream_jsonl,
 }
-FILE_FORMATS: dict[str, Callable[[Path, ReadOptions], Iterator[Row]]] = {
+FILE_FORMATS: dict[str, FileReader] = {
     **_TEXT_FORMATS,
     ".parquet": parquet.read_parquet,
     ".tar": read_webdataset,
     ".zip": lambda path, options: read_zip(path, options, _TEXT_FORMATS),
-    ".txt": csv.read_csv,  # Excel's "Unicode text"
+    ".txt": csv.stream_csv,  # Excel's "Unicode text"
     ".xlsx": excel.read_excel,
     **dict.fromkeys(excel.OTHER_SUFFIXES, excel.refuse_spreadsheet),
 }
@@ -89,7 +90,7 @@ def stream_rows(
         yield from stream_webdataset(path, options, start)
     else:
         read = folder.read_folder if path.is_dir() else FILE_FORMATS[suffix]
-        by_row = groupby(read(path, options), key=lambda row: row.row)
+        by_row = groupby(read_pending(read(path, options)), key=lambda row: row.row)
         for number, (_, group) in enumerate(by_row, start=1):
             examples = list(group)
             if number > start[1]:

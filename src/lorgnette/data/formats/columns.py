@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from lorgnette.data import fields
 from lorgnette.data.formats import captions
@@ -65,12 +65,19 @@ class Layout(NamedTuple):
     """Questions, system prompts, ids, marks."""
 
 
+class OpenChoiceError(Exception):
+    """A record whose columns are to be chosen, which only a process that reads all rows in order may do."""
+
+
 class ColumnReader:
     """Reads the records of one file by their image and caption columns.
 
     columns: those of the file, if it names them with their kinds before its rows. is_table: all rows have the columns
     of the first. note: what else is said about the file, such as its separator.
     """
+
+    may_choose: ClassVar[bool] = True
+    """False in a process that has only some of the rows: a choice depends on the rows before it."""
 
     def __init__(
         self,
@@ -136,6 +143,8 @@ class ColumnReader:
             return self._table_layout
         names = tuple(record)
         if names not in self._layouts:
+            if not ColumnReader.may_choose:
+                raise OpenChoiceError
             if len(self._layouts) >= _MAX_LAYOUTS:
                 self._layouts.clear()
             self._layouts[names] = self._choose_layout(describe_columns(record))

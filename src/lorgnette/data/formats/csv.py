@@ -17,7 +17,15 @@ from typing import NamedTuple
 
 from lorgnette.data.formats import captions, columns
 from lorgnette.data.formats.records import RECORD_FORMATS, RecordReader, list_formats
-from lorgnette.data.row_location import ColumnChoice, ReadOptions, Row, RowCounter, RowLocation
+from lorgnette.data.row_location import (
+    ColumnChoice,
+    PendingRow,
+    ReadOptions,
+    Row,
+    RowCounter,
+    RowLocation,
+    read_pending,
+)
 from lorgnette.data.text_files import detect_table_encoding, read_lines
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Problem
@@ -82,6 +90,11 @@ class Table(NamedTuple):
 
 def read_csv(path: Path, options: ReadOptions) -> Iterator[Row]:
     """Row by row, never the whole file. Empty lines, and rows of empty cells, are not rows."""
+    return read_pending(stream_csv(path, options))
+
+
+def stream_csv(path: Path, options: ReadOptions) -> Iterator[PendingRow | Problem]:
+    """The rows of `read_csv`, not interpreted yet."""
     counter = RowCounter(path, options.require_no_name(path))
     encoding = detect_table_encoding(path)
     with closing(read_lines(path, encoding)) as text:
@@ -93,8 +106,7 @@ def read_csv(path: Path, options: ReadOptions) -> Iterator[Row]:
         notes += [encoding.name] if encoding.name != "UTF-8" else []
         table, is_row = Table.from_rows(header, path, options, ", ".join(notes))
         if is_row:
-            location = counter.next(start, start - num_skipped)
-            yield from location.try_read(partial(table.build_examples, header, location))
+            yield PendingRow(counter.next(start, start - num_skipped), header, table.build_examples)
         num_inner = num_skipped  # lines inside cells, which are no rows of a spreadsheet
         while True:
             start = reader.line_num + num_skipped + 1
@@ -110,8 +122,7 @@ def read_csv(path: Path, options: ReadOptions) -> Iterator[Row]:
                 continue
             num_inner += reader.line_num + num_skipped - start
             if any(map(str.strip, cells)):
-                location = counter.next(start, sheet_row)
-                yield from location.try_read(partial(table.build_examples, cells, location))
+                yield PendingRow(counter.next(start, sheet_row), cells, table.build_examples)
 
 
 def _find_separator(text: Iterator[str], path: Path, choice: ColumnChoice) -> tuple[str, int, Iterable[str]]:

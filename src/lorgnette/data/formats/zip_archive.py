@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import cast
 
 from lorgnette.data.image_resolver import check_member_name
-from lorgnette.data.row_location import ReadOptions, Row
+from lorgnette.data.row_location import PendingRow, ReadOptions, Row, read_pending
 from lorgnette.errors import LorgnetteError
 
 MAX_TABLE_BYTES = 8 << 30
@@ -20,7 +20,7 @@ _HARMLESS_BYTES, _MAX_RATIO = 10 << 20, 200
 
 
 def read_zip(
-    path: Path, options: ReadOptions, readers: Mapping[str, Callable[[Path, ReadOptions], Iterator[Row]]]
+    path: Path, options: ReadOptions, readers: Mapping[str, Callable[[Path, ReadOptions], Iterator[PendingRow | Row]]]
 ) -> Iterator[Row]:
     """The rows of the data file inside, read with one of `readers` by its suffix.
 
@@ -38,7 +38,8 @@ def read_zip(
         check_unpacked_size(info, path)
         member = zipfile.Path(archive, info.filename)
         read = readers[paths[info.filename].suffix.lower()]
-        yield from read(cast(Path, member), replace(options, source=path, images_from=options.images_from or path))
+        options = replace(options, source=path, images_from=options.images_from or path)
+        yield from read_pending(read(cast(Path, member), options))
 
 
 def check_unpacked_size(info: zipfile.ZipInfo, path: Path) -> None:
