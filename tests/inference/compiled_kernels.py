@@ -2,21 +2,39 @@
 
     python compiled_kernels.py compile        standard input and output of lorgnette.inference.compile_kernels
     python compiled_kernels.py launch         reads KernelRequests as JSON; writes how many kernels each compiled
+    python compiled_kernels.py sizes          runs other sizes than the dry run; writes the kernels that it has not
 
 The GPU is played: its driver answers as one would, and its launches do nothing.
 """
 
 import json
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from lorgnette.inference import compile_kernels
+import torch
+
+from lorgnette.config import LoraSettings
+from lorgnette.engine.loading import allocate_decoder
+from lorgnette.engine.open_for_training import warm_up_decoder
+from lorgnette.inference import compile_kernels, dry_run
+from lorgnette.inference.generator import Generator
+from lorgnette.inference.kv_cache import CacheShape, KVCache
 from lorgnette.kernels import record_launches
 from lorgnette.kernels.compile_ahead import KernelRequest
-from lorgnette.types import Capability
+from lorgnette.lora.flat_params import FlatLoraParams
+from lorgnette.models.adapter_shape import AdapterShape
+from lorgnette.models.family import ModelSize
+from lorgnette.models.networks import find_tower_class
+from lorgnette.models.registry import FAMILIES, find_unsupported_feature, parse_configs
+from lorgnette.processing.packing import pack
+from lorgnette.types import Capability, Image, ImageGrid
 
 CAPABILITY = (9, 0)
+META = torch.device("meta")
 
 
 class StandInUtils:
@@ -70,8 +88,61 @@ def count_misses(request: KernelRequest) -> dict[str, int]:
     return misses
 
 
+def list_forgotten(size: ModelSize) -> dict[str, list[str]]:
+    """By what is run: kernels that Triton compiles for it, and not for the dry run. As a control a batch of labels
+    alone, whose last layer has all tokens but one for queries."""
+    text, vision = parse_configs(size.config)
+    shape = AdapterShape.from_settings(replace(text, num_layers=2), LoraSettings())
+    small = replace(vision, depth=1, deepstack_blocks=(0,) if vision.deepstack_blocks else ())
+
+    def train(num_tokens: int, num_labels: int) -> None:
+        batch = pack([dry_run._build_example(num_tokens, num_labels)], num_labels)
+        warm_up_decoder(shape, [batch], dry_run._FEATURES, torch.bfloat16, LoraSettings().dropout)
+
+    def answer(rows: int, num_tokens: int) -> None:
+        decoder, _ = allocate_decoder(shape, META, torch.bfloat16)
+        FlatLoraParams(shape, META).attach(decoder)
+        generator = Generator(decoder, dry_run._FEATURES)
+        cache = KVCache.from_config(CacheShape(rows, 256), shape.text, META, torch.bfloat16)
+        generator.prefill_rows(cache, [0], [dry_run._build_example(num_tokens, 0)], use_adapter=True)
+        generator.decode_step(cache, cache.input_ids[:0], use_adapter=True)
+
+    def see(height: int, width: int) -> None:
+        tower_class = find_tower_class(vision.model_type)
+        weights, _ = tower_class.allocate_weights(small, META, torch.bfloat16)
+        patches = torch.zeros(height * width, small.patch_dim, device=META, dtype=torch.bfloat16)
+        grid = ImageGrid(Image(Path("image")), 1, height, width, vision.merge_size)
+        tower_class(small, weights)([grid], patches)
+
+    def record(function: Callable[..., None], *arguments: Any) -> set[tuple[str, str]]:
+        launches = set[tuple[str, str]]()
+        with record_launches.record_launches(CAPABILITY, lambda *seen: launches.add(_name_launch(*seen))):
+            function(*arguments)
+        return launches
+
+    known = record(dry_run.run_training, shape, torch.bfloat16, LoraSettings().dropout)
+    known |= record(dry_run.run_answers, shape, torch.bfloat16, (256,)) | record(
+        dry_run.run_tower, vision, torch.bfloat16
+    )
+    runs = [(train, 333, 7), (train, 4000, 2500), (train, 100, 1), (answer, 1, 33), (answer, 33, 64), (see, 2, 2)]
+    runs += [(see, 6, 10), (train, 70, 66)]
+    return {
+        f"{function.__name__} {arguments}": sorted({kernel for kernel, _ in record(function, *arguments) - known})
+        for function, *arguments in runs
+    }
+
+
+def _name_launch(kernel: str, details: Mapping[str, Any]) -> tuple[str, str]:
+    return kernel, details["specialization_data"]
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "compile":
+    if sys.argv[1] == "sizes":
+        sizes = [size for family in FAMILIES.values() for size in family.sizes]
+        fast = [size for size in sizes if find_unsupported_feature(size.config) is None]
+        by_type = {size.config["model_type"]: size for size in fast}
+        sys.stdout.write(json.dumps({name: list_forgotten(size) for name, size in by_type.items()}))
+    elif sys.argv[1] == "compile":
         compile_kernels.find_capabilities = lambda: [CAPABILITY]
         compile_kernels.main()
     else:

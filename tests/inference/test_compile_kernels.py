@@ -91,6 +91,16 @@ def test_a_launch_finds_what_was_compiled_ahead(tmp_path: Path, environment: dic
     assert other["kernels"] == 2
 
 
+@NEEDS_TRITON
+def test_the_dry_run_stands_for_all_sizes(environment: dict[str, str]) -> None:
+    with _start("sizes", environment) as process:
+        output, _ = process.communicate()
+    for runs in json.loads(output).values():
+        *others, (control, kernels) = runs.items()
+        assert not [run for run in others if run[1]], others
+        assert kernels == ["attention:_attention_bwd_dq_kernel", "attention:_attention_fwd_kernel"], control
+
+
 def _start_empty() -> "subprocess.Popen[bytes]":
     """The process without what it forks."""
     modules = ["lorgnette.inference.dry_run", "lorgnette.kernels.record_launches"]
