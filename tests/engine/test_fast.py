@@ -87,14 +87,16 @@ def compute(engine: FastEngine, *batches: PackedBatch) -> tuple[float, Tensor]:
 
 
 @WITH_AND_WITHOUT_DEEPSTACK
-@pytest.mark.parametrize(("prefix_sharing", "dropout"), [(False, 0.0), (True, 0.3)])
+@pytest.mark.parametrize(("prefix_sharing", "dropout", "times"), [(False, 0.0, 1), (True, 0.3, 1), (False, 0.3, 3)])
 def test_padding_changes_neither_loss_nor_gradient(
-    make_engine: Callable[..., FastEngine], pack_with: PackFn, prefix_sharing: bool, dropout: float
+    make_engine: Callable[..., FastEngine], pack_with: PackFn, prefix_sharing: bool, dropout: float, times: int
 ) -> None:
+    """Neither a few tokens nor, in a shape that is planned for larger batches, twice as many as the batch has."""
     engine, batch = make_engine(dropout), pack_with(prefix_sharing)
     loss, expected = compute(engine, batch)
     exact = BatchShape.from_batch(batch)
-    padded, unpadded = StaticInputs(exact.pad(), engine.decoder), engine._load_batch(batch)
+    shape = BatchShape(times * exact.tokens, times * exact.last_layer_tokens, times * exact.labels).pad()
+    padded, unpadded = StaticInputs(shape, engine.decoder), engine._load_batch(batch)
     padded.copy_from(batch)
     padded.x[: exact.tokens] = unpadded.x
     padded.batch.level_embeds[:, : exact.tokens] = unpadded.batch.level_embeds
