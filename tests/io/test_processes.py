@@ -13,7 +13,7 @@ import pytest
 
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io import processes
-from lorgnette.io.processes import count_processes, map_in_processes
+from lorgnette.io.processes import count_cores, count_processes, map_in_processes
 
 
 def square(number: int) -> tuple[int, int]:
@@ -129,6 +129,7 @@ def test_only_a_plain_process_starts_others(monkeypatch: pytest.MonkeyPatch, tmp
     assert count_processes() == 6
     quota.write_text("250000 100000\n")
     assert count_processes() == 2
+    assert count_cores() == 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert count_processes() == 1
     monkeypatch.delenv("LOCAL_WORLD_SIZE")

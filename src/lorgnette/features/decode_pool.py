@@ -1,7 +1,6 @@
 """Decodes images on threads or in processes, some groups ahead of the vision tower. Knows nothing about towers and
 features."""
 
-import os
 import threading
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from lorgnette.data import load_resized
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.cache_folder import hash_image
 from lorgnette.features.decode_process import DecodeProcess
+from lorgnette.io.processes import count_cores
 from lorgnette.planning.limits import MAX_PATCHES_PER_CALL
 from lorgnette.processing.image_processor import ImageProcessor
 from lorgnette.types import ImageGrid
@@ -28,7 +28,7 @@ _MAX_THREADS = 8
 """More threads hold Python's lock against the one that launches kernels."""
 MIN_IMAGES_FOR_PROCESSES = 2048
 """Fewer are decoded before processes have paid for their start: 0.3 s of a core each."""
-_MIN_PROCESSES, _MAX_PROCESSES = 4, 16
+_MIN_PROCESSES = 4
 _CORES_LEFT = 2
 """For the thread that launches kernels, and the one that writes features to the disk."""
 
@@ -66,8 +66,8 @@ class DecodePool:
         time.
         """
         self.close()
-        num_cores = max((os.cpu_count() or 1) // num_ranks, 1)
-        num_processes = min(num_cores - _CORES_LEFT, _MAX_PROCESSES)
+        num_cores = max(count_cores() // num_ranks, 1)
+        num_processes = num_cores - _CORES_LEFT
         is_many = sum(map(len, groups)) >= MIN_IMAGES_FOR_PROCESSES
         self._uses_processes = is_many and num_processes >= _MIN_PROCESSES
         pool = ThreadPoolExecutor(num_processes if self._uses_processes else min(num_cores, _MAX_THREADS))

@@ -44,6 +44,12 @@ def count_processes() -> int:
     return max(1, min(cores, _read_quota(), MAX_PROCESSES))
 
 
+def count_cores() -> int:
+    """The cores that this process may use, at most MAX_PROCESSES: those that the system and its container grant."""
+    granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(granted, _read_quota(), MAX_PROCESSES))
+
+
 def _read_quota() -> int:
     """The cores whose time a container grants; MAX_PROCESSES if it does not say."""
     try:
