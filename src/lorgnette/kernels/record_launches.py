@@ -6,10 +6,13 @@ Only the processes that do this import this module: it changes torch and Triton 
 """
 
 import importlib
+import operator
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -19,6 +22,20 @@ import lorgnette.kernels
 from lorgnette.types import Capability
 
 WARP_SIZE = 32
+PLAIN_MODULES: dict[str, dict[str, Any]] = {
+    "torch._dynamo": {"disable": lambda function, *_, **__: function},
+    "torch.fx.experimental.symbolic_shapes": {
+        **dict.fromkeys(("guard_or_false", "guard_or_true", "guard_size_oblivious", "statically_known_true"), bool),
+        "expect_true": lambda condition, *_: condition, "sym_and": lambda *terms: all(terms),
+        "sym_or": lambda *terms: any(terms), "sym_eq": operator.eq, "is_nested_int": lambda _: False,
+        **dict.fromkeys(("has_guarding_hint", "has_hint"), lambda _: True),
+        **dict.fromkeys(("guarding_hint_or_throw", "size_hint"), lambda size, **_: size),
+        "free_unbacked_symbols": lambda _: set[Any](),
+    },
+    "sympy": dict.fromkeys(("Basic", "Expr", "Integer", "Number", "Symbol"), type("NoNumber", (), {})),
+}  # fmt: skip
+"""What torch asks of its compiler for a tensor without memory, for sizes that are known: to import the compiler and
+SymPy takes as long as all of torch."""
 OnLaunch = Callable[[str, Mapping[str, Any]], None]
 """on_launch(kernel, details): the kernel's name as of `find_kernels`, and what Triton's hook tells of the launch."""
 
@@ -82,6 +99,8 @@ def pretend_gpu(capability: Capability) -> Iterator[None]:
         return qkv[:M, : qkv.shape[1] // (H + 2 * K) * H]
 
     with torch.no_grad(), ExitStack() as patches:
+        for name, values in PLAIN_MODULES.items():
+            patches.enter_context(_stand_in(name, values))
         patches.enter_context(patch.object(torch.Tensor, "is_cuda", True))
         patches.enter_context(patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor))
         patches.enter_context(patch("torch.cuda.get_device_capability", lambda _=None: capability))
@@ -116,6 +135,30 @@ def compile_launch(kernel: str, specialization_data: str, capability: Capability
     driver.set_active(CompileDriver(capability))
     compiled = find_kernels()[kernel].preload(specialization_data)
     CudaLauncher(compiled.src, compiled.metadata)
+
+
+@contextmanager
+def _stand_in(name: str, values: Mapping[str, Any]) -> Iterator[None]:
+    """A module of these values inside, unless it is imported already. Asked for more it imports the real one."""
+    if name in sys.modules:
+        yield
+        return
+
+    def find(attribute: str) -> Any:
+        if attribute.startswith("__"):  # of a package, for instance
+            raise AttributeError(attribute)
+        if sys.modules[name] is stand_in:
+            del sys.modules[name]
+        return getattr(importlib.import_module(name), attribute)
+
+    stand_in = ModuleType(name)
+    stand_in.__dict__.update(values, __getattr__=find)
+    sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        if sys.modules[name] is stand_in:
+            del sys.modules[name]
 
 
 def compile_driver() -> None:
