@@ -55,7 +55,7 @@ def is_alive(group: int) -> bool:
 
 def test_everything_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     play(COMPILES, tmp_path, monkeypatch)
-    compile_ahead.start()
+    compile_ahead.start("auto", "auto")
     assert get_compiler() is None  # nothing is requested yet
     compile_ahead.request(REQUEST)
     compiler = get_compiler()
@@ -66,7 +66,7 @@ def test_everything_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert find_marker(REQUEST).exists()
 
     monkeypatch.setattr(compile_ahead, "KernelCompiler", lambda: pytest.fail("a process was started"))
-    compile_ahead.start()
+    compile_ahead.start("auto", "auto")
     compile_ahead.request(REQUEST)
     assert get_compiler() is None
     compile_ahead.wait()
@@ -87,7 +87,7 @@ def test_a_process_that_fails_ends_the_wait(
 
 def test_stop_ends_what_the_process_has_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     play(HANGS, tmp_path, monkeypatch)
-    compile_ahead.start()
+    compile_ahead.start("auto", "auto")
     [compiler] = compile_ahead._compilers
     assert compiler._answers.readline() == b"started\n"
     group = compiler._process.pid

@@ -1,6 +1,6 @@
 """Compiles the Triton kernels of a command in other processes, on all cores, while this one imports torch and reads.
 
-    start()        at the start of the command: a process that imports torch, if nothing has been compiled yet
+    start(…)       at the start of the command: a process that imports torch, if nothing has been compiled yet
     request(…)     once it is known which model computes with which settings: what to compile
     wait()         before the first launch of a kernel
 
@@ -106,16 +106,24 @@ _compilers: list[KernelCompiler] = []
 """That of the command which runs, if there is one: Triton's cache is one for all of the process, too."""
 
 
-def start() -> None:
-    """Start a process before it is known what to compile, if this GPU has compiled nothing yet."""
-    if not _compilers and _has_gpu() and not any(_list_markers()):
+def is_wanted(device: str, engine: str) -> bool:
+    """Whether Triton may compile in this process with these settings: for a GPU, and of several processes that torchrun
+    has started on a machine in the first."""
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    return is_first and device in ("auto", "cuda") and engine != "reference" and _has_gpu()
+
+
+def start(device: str, engine: str) -> None:
+    """Start a process before it is known what to compile, if this GPU has compiled nothing yet. device, engine:
+    settings."""
+    if not _compilers and is_wanted(device, engine) and not any(_list_markers()):
         _compilers.append(KernelCompiler())
 
 
 def request(request: KernelRequest) -> None:
     """Compile what this command needs, unless it has been compiled. A process that is not needed ends."""
-    marker = find_marker(request) if _has_gpu() else None
-    if marker is None or marker.exists():
+    marker = find_marker(request)
+    if marker.exists():
         stop()
         return
     if not _compilers:

@@ -1,6 +1,5 @@
 """When a training compiles its kernels: from the start of the command, in other processes. Needs no torch."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,8 +20,7 @@ _SHORT_ANSWER = 32
 def compile_kernels_ahead(settings: Settings) -> Iterator[None]:
     """Start the process that compiles, if this GPU has compiled nothing yet; end what is left of it at the end."""
     try:
-        if _is_wanted(settings):
-            compile_ahead.start()
+        compile_ahead.start(settings.device, settings.engine)
         yield
     finally:
         compile_ahead.stop()
@@ -31,7 +29,7 @@ def compile_kernels_ahead(settings: Settings) -> Iterator[None]:
 def request_kernels(settings: Settings, data: TrainingData) -> None:
     """Compile what this training needs, while torch is imported and weights are read."""
     engine, _ = select_engine(settings, data.checkpoint.load_hf_config(), on_gpu=True)
-    if engine != "fast" or not _is_wanted(settings):
+    if engine != "fast" or not compile_ahead.is_wanted(settings.device, settings.engine):
         compile_ahead.stop()
         return
     sizes = RowSizes.from_examples(data.held_out)
@@ -68,9 +66,3 @@ def _show_progress(compiler: compile_ahead.KernelCompiler, terminal: Terminal) -
             compiler.poll(compile_ahead.POLL_SECONDS)
             advance(compiler.compiled - shown)
             shown = compiler.compiled
-
-
-def _is_wanted(settings: Settings) -> bool:
-    """Of several processes that torchrun has started on a machine the first compiles."""
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
-    return is_first and settings.device in ("auto", "cuda") and settings.engine != "reference"
