@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,12 @@ print('{ANSWERS.format(2, "null", "true")}', flush=True)
 """
 FAILS = f"""print('{ANSWERS.format(0, '"no ptxas"', "true")}')"""
 DIES = "import os; os._exit(3)"
-HANGS = "import subprocess, sys; subprocess.Popen(['sleep', '1000']); print('started', flush=True); sys.stdin.read()"
+HANGS = """
+import subprocess, time
+subprocess.Popen(["sleep", "1000"])
+print("started", flush=True)
+time.sleep(1000)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +101,18 @@ def test_stop_ends_what_the_process_has_started(tmp_path: Path, monkeypatch: pyt
     deadline = time.monotonic() + 60  # a process that has ended is in its group until it is reaped
     while is_alive(group):
         assert time.monotonic() < deadline
+
+
+def test_a_thread_that_waits_learns_that_the_command_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(HANGS.replace('print("started", flush=True)', ""), tmp_path, monkeypatch)
+    compile_ahead.request(REQUEST)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(compile_ahead.wait)
+        time.sleep(0.05)  # either way it is told
+        assert not waiting.done()
+        compile_ahead.stop()
+        assert waiting.result(60) is False
+    assert compile_ahead.wait()
 
 
 def test_a_marker_is_for_one_request_one_source_and_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

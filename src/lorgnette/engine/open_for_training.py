@@ -135,9 +135,9 @@ def open_for_training(
 
 
 def _warm_up(function: Callable[..., None], *arguments: Any) -> None:
-    """Call a warm-up once other processes have compiled the kernels."""
-    compile_ahead.wait()
-    function(*arguments)
+    """Call a warm-up once other processes have compiled the kernels; not if the command ends meanwhile."""
+    if compile_ahead.wait():
+        function(*arguments)
 
 
 def warm_up_tower(config: VisionConfig, grids: Iterable[ImageGrid], device: torch.device, dtype: torch.dtype) -> None:

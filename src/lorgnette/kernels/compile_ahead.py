@@ -51,12 +51,12 @@ class KernelRequest:
 
 class KernelCompiler:
     """The processes, as the command sees them. found: kernels to compile, 0 until that is known; compiled: those that
-    are. error: why they failed, or None."""
+    are. error: why they failed, or None. is_done: they will not do more. is_stopped: `stop` came before that."""
 
     def __init__(self) -> None:
         self.found = self.compiled = 0
         self.error: str | None = None
-        self.is_requested = self.is_done = False
+        self.is_requested = self.is_done = self.is_stopped = False
         self._lock, self._unread = Lock(), b""
         # -P: do not search the current folder for modules. PYTHONPATH: find the same lorgnette as this process. One
         # thread: the process forks others.
@@ -94,12 +94,14 @@ class KernelCompiler:
 
     def stop(self) -> None:
         """End the processes, wherever they are, and wait until they have ended."""
+        with self._lock:
+            self.is_stopped, self.is_done = not self.is_done, True
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         with suppress(BrokenPipeError):
             self._requests.close()
-        self._process.wait()
         self._answers.close()
+        self._process.wait()
 
 
 _compilers: list[KernelCompiler] = []
@@ -136,11 +138,12 @@ def get_compiler() -> KernelCompiler | None:
     return next((compiler for compiler in _compilers if compiler.is_requested), None)
 
 
-def wait() -> None:
-    """Wait until everything is compiled, or has failed. Several threads may wait."""
+def wait() -> bool:
+    """Wait until everything is compiled, or has failed; False if it was stopped. Several threads may wait."""
     compiler = get_compiler()
     while compiler and not compiler.is_done:
         compiler.poll(POLL_SECONDS)
+    return not (compiler and compiler.is_stopped)
 
 
 def stop() -> None:
