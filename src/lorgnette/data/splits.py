@@ -42,10 +42,11 @@ def train_test_split(
     examples = examples if isinstance(examples, ExampleTable) else ExampleTable(examples)
     if examples and not holdout:
         return examples, examples[:0]
-    groups = [[row] for row in range(len(examples))]
     if split == "image":
         same = map_identical_files(_list_image_paths(examples)) if identical_files is None else identical_files
         groups = _group_by_image(examples, same)
+    else:
+        groups = [[row] for row in range(len(examples))]
     if holdout == "auto":
         test_rows = _select_auto(groups)
         return _split_rows(examples, test_rows)

@@ -257,14 +257,13 @@ class EncodedRows(Sequence[Encoded]):
         image_token_id: int,
         compute_position_ids: PositionFunction,
     ) -> "EncodedRows":
-        """conversations: the examples of the rows."""
+        """conversations: the examples of the rows. buffers: cannot grow any more: the rows are views of them."""
         table = _Table(
             conversations, [np.array(ids, np.int32) for ids in buffers.beginnings],
-            np.array(buffers.row_beginnings, np.int32), np.array(buffers.text, np.int32),
-            np.array(buffers.text_ends, np.int64), np.array(buffers.spans, np.int32).reshape(-1, 2),
-            np.array(buffers.span_ends, np.int64), np.array(buffers.image_starts, np.int32),
-            np.array(buffers.images, np.int32), np.array(buffers.image_ends, np.int64), list(buffers.grids),
-            image_token_id, compute_position_ids,
+            view_int32(buffers.row_beginnings), view_int32(buffers.text), view_int64(buffers.text_ends),
+            view_int32(buffers.spans).reshape(-1, 2), view_int64(buffers.span_ends), view_int32(buffers.image_starts),
+            view_int32(buffers.images), view_int64(buffers.image_ends), list(buffers.grids), image_token_id,
+            compute_position_ids,
         )  # fmt: skip
         return cls(table, np.arange(len(conversations)), table.measure())
 

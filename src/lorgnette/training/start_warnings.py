@@ -24,9 +24,11 @@ def explain_built_in_model(model: str, references: Iterable[str | None]) -> str:
     """Why the built-in model cannot learn these answers; empty for other models, and for the demo's own drawings."""
     if model != "demo":
         return ""
-    answers = [text for text in references if text]
-    num_drawn = sum(_DRAWN_SCENE.fullmatch(text.strip()) is not None for text in answers)
-    return "" if 2 * num_drawn >= len(answers) else DRAWN_SCENES_ONLY
+    num_answers = num_drawn = 0
+    for text in filter(None, references):
+        num_answers += 1
+        num_drawn += _DRAWN_SCENE.fullmatch(text.strip()) is not None
+    return "" if 2 * num_drawn >= num_answers else DRAWN_SCENES_ONLY
 
 
 def explain_slow_dtype(dtype: str) -> str:
