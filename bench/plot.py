@@ -27,9 +27,10 @@ NAMES = {
     "swift": "ms-swift",
     "llamafactory": "LLaMA-Factory",
     "unsloth": "Unsloth",
+    "nemo": "NeMo AutoModel",
 }
 PACKAGES = {"transformers": "transformers", "trl": "trl", "swift": "ms_swift", "llamafactory": "llamafactory",
-            "unsloth": "unsloth"}  # fmt: skip
+            "unsloth": "unsloth", "nemo": "nemo_automodel"}  # fmt: skip
 COLUMNS = {
     "before the first step, s": lambda row: f"{row['prep_s']:.1f}",
     "62 steps, s": lambda row: f"{row['training_s']:.1f}",

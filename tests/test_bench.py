@@ -214,6 +214,11 @@ def test_adapters_are_compared_with_fp32s(
     assert above["same"] == 0
     assert 0 < abs(above["other masks"]) < gain
     assert above["first"] == pytest.approx(gain)
+    masks = [
+        judge.compute_loss(state) - figures["fp32"] for state in trained.train_fast(checkpoint, features, LORA, encoded)
+    ]
+    assert len({round(loss, 9) for loss in masks}) == trained.NUM_MASKS
+    assert max(map(abs, masks)) < gain / 2
     assert "alpha 32" in figures["adapters"]["scale"]["failed"]
     assert "failed" in figures["adapters"]["nobody"]
 
