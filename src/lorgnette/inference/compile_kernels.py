@@ -14,11 +14,12 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from lorgnette.errors import LorgnetteError
 from lorgnette.io.atomic import write_text
 from lorgnette.kernels.compile_ahead import KernelRequest
 from lorgnette.types import Capability
@@ -120,15 +121,14 @@ def end_with_command() -> None:
 
 def main() -> None:
     """Called in a process group of its own."""
-    found = list[Capability]()
-    search = Thread(target=lambda: found.extend(find_capabilities()))
-    search.start()
+    from lorgnette.kernels.record_launches import prepare_compiler
 
     # What the forked processes share. It takes seconds, in which the command finds out what it needs.
-    import lorgnette.inference.dry_run
-    import lorgnette.kernels.record_launches  # noqa: F401
-
-    search.join()
+    with ThreadPoolExecutor(1) as pool:
+        search = pool.submit(find_capabilities)
+        pool.submit(lambda: prepare_compiler(search.result()))  # an error comes again when it is called again
+        import lorgnette.inference.dry_run  # noqa: F401
+    found = search.result()
     report = Report()
     if not (line := sys.stdin.buffer.readline()):
         return
@@ -136,6 +136,8 @@ def main() -> None:
     try:
         fields = json.loads(line)
         marker = Path(fields.pop("marker"))
+        if not found:
+            raise LorgnetteError("its driver shows no GPU", where="libcuda.so.1", hint="`nvidia-smi` says more")
         compile_request(KernelRequest(**fields), found, report)
         write_text(marker, "")
     except Exception as error:  # whatever it is, the command says it and goes on

@@ -2,7 +2,7 @@
 
 The computation runs on tensors without memory ("meta") that say they are on a GPU. Triton's hook sees each launch that
 it would compile and stops it. So the record cannot differ from the code: shapes, constants and options are its own.
-Only the processes that do this import this module: it changes torch and Triton for all of their code.
+Only processes that do nothing else call it: torch and Triton change for all of their code.
 """
 
 import importlib
@@ -15,8 +15,6 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
-
-import torch
 
 import lorgnette.kernels
 from lorgnette.types import Capability
@@ -92,6 +90,8 @@ def record_launches(capability: Capability, on_launch: OnLaunch) -> Iterator[Non
 @contextmanager
 def pretend_gpu(capability: Capability) -> Iterator[None]:
     """Tensors say that they are on a GPU inside, and torch's products do nothing where tensors have no memory."""
+
+    import torch
 
     def take_queries(qkv: Any, plan: Any, num_heads: tuple[int, int]) -> Any:
         """A result of the right shape."""
