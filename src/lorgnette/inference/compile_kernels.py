@@ -54,10 +54,13 @@ class Report:
     def __init__(self) -> None:
         self.found = self.compiled = 0
         self.error: str | None = None
+        self._output = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # for whatever a compiler prints
 
     def send(self, *, is_done: bool = False) -> None:
-        sys.stdout.write(json.dumps({**vars(self), "is_done": is_done}) + "\n")
-        sys.stdout.flush()
+        values = {"found": self.found, "compiled": self.compiled, "error": self.error, "is_done": is_done}
+        self._output.write(json.dumps(values) + "\n")
+        self._output.flush()
 
 
 def list_launches(request: KernelRequest, capability: Capability) -> list[tuple[str, str]]:
@@ -121,6 +124,7 @@ def end_with_command() -> None:
 
 def main() -> None:
     """Called in a process group of its own."""
+    report = Report()
     from lorgnette.kernels.record_launches import prepare_compiler
 
     # What the forked processes share. It takes seconds, in which the command finds out what it needs.
@@ -129,7 +133,6 @@ def main() -> None:
         pool.submit(lambda: prepare_compiler(search.result()))  # an error comes again when it is called again
         import lorgnette.inference.dry_run  # noqa: F401
     found = search.result()
-    report = Report()
     if not (line := sys.stdin.buffer.readline()):
         return
     Thread(target=end_with_command, daemon=True).start()

@@ -119,7 +119,7 @@ def start(device: str, engine: str) -> None:
     """Start a process before it is known what to compile, if this GPU has compiled nothing yet. device, engine:
     settings."""
     if not _compilers and is_wanted(device, engine) and not any(_list_markers()):
-        _compilers.append(KernelCompiler())
+        _start_process()
 
 
 def request(request: KernelRequest) -> None:
@@ -129,8 +129,9 @@ def request(request: KernelRequest) -> None:
         stop()
         return
     if not _compilers:
-        _compilers.append(KernelCompiler())
-    _compilers[0].request(request, marker)
+        _start_process()
+    for compiler in _compilers:
+        compiler.request(request, marker)
 
 
 def get_compiler() -> KernelCompiler | None:
@@ -150,6 +151,11 @@ def stop() -> None:
     """End the processes."""
     while _compilers:
         _compilers.pop().stop()
+
+
+def _start_process() -> None:
+    with suppress(OSError):  # no memory for a process, say: Triton compiles at the first launches
+        _compilers.append(KernelCompiler())
 
 
 def find_marker(request: KernelRequest) -> Path:
