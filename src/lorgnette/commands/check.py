@@ -26,7 +26,7 @@ from lorgnette.models.registry import HfConfig, find_family
 from lorgnette.models.released_models import find_size
 from lorgnette.planning.gpus import count_gpus
 from lorgnette.processing.processor import Processor, list_size_remarks
-from lorgnette.processing.token_stats import TokenStats, compute_token_stats
+from lorgnette.processing.token_stats import TokenCounts, count_tokens
 from lorgnette.report.check_report import CheckReport, SplitSummary, print_report
 from lorgnette.report.console import Terminal
 from lorgnette.report.html.check_page import write_check_page
@@ -111,17 +111,17 @@ def check(
     train, held_out = map(list, parts)  # built once: each row is looked at again and again
     examples = [*train, *held_out]
     processor = _open_processor(settings, infos)
-    token_stats, token_findings, skipped = _count_tokens(processor, examples, settings, is_known=hf_config is not None)
+    counts, skipped = _count_tokens(processor, examples, settings, is_known=hf_config is not None)
     num_compared = sum(info.signature is not None for info in infos.values())
     if not look_alikes:
         skipped.append("look-alikes: switched off")
     elif num_compared < len(infos):
         skipped.append(f"look-alikes among {len(infos) - num_compared} very large images that are not JPEGs")
     signatures = data_sets.compute_full_signatures(infos, identical_files)
-    trainable = _select_trainable(train, token_findings)
-    num_trainable = len(trainable)
+    num_trainable = len(train) - _count_blocked(train, counts.findings)
     token_side = processor.image_processor.token_side if processor else _find_token_side(settings.model)
-    remarks = _list_token_remarks(processor, trainable) if processor else _list_size_remarks(settings, token_side)
+    of_train = [sum(numbers[: len(train)]) for numbers in (counts.num_skipped, counts.num_flat)]
+    remarks = processor.list_remarks(*of_train) if processor else _list_size_remarks(settings, token_side)
     is_auto = settings.data.holdout == "auto" and settings.data.test is None
     step_count = StepCount(num_trainable, settings.train)
     report = CheckReport(
@@ -130,13 +130,13 @@ def check(
         findings=[
             *(Finding("unusable", problem, _find_image(problem)) for problem in full_scan.problems),
             *full_scan.remarks,
-            *token_findings,
+            *counts.findings,
             *data_sets.find_duplicates(train, held_out, identical_files, signatures),
             *data_sets.find_row_warnings(examples, infos, settings.image_size),
         ],
         split=SplitSummary.from_examples(train, held_out, failure, is_auto=is_auto),
         scripts=data_sets.count_scripts(examples),
-        token_stats=token_stats,
+        token_stats=counts.stats,
         num_compared=num_compared,
         skipped_checks=skipped,
         basis=describe_settings(settings, examples, name_of_recipe, token_side),
@@ -175,11 +175,11 @@ def _find_image(problem: Problem) -> tuple[Path, ...]:
         return ()
 
 
-def _select_trainable(train: Sequence[Example], token_findings: Sequence[Finding]) -> list[Example]:
-    """The rows of the training part that can be encoded."""
+def _count_blocked(train: Sequence[Example], token_findings: Sequence[Finding]) -> int:
+    """The rows of the training part that cannot be encoded."""
     problems = [finding.problem for finding in token_findings if finding.is_blocking]
     broken = {(problem.source, problem.row) for problem in problems}
-    return [row for row in train if (row.source, row.row) not in broken]
+    return sum((row.source, row.row) in broken for row in train) if broken else 0
 
 
 def _list_folders(scan: data_sets.ScanResult, settings: Settings, sources: Sequence[Path]) -> list[Path]:
@@ -247,13 +247,6 @@ def _find_token_side(model: str) -> int | None:
     return size.token_side if size else None
 
 
-def _list_token_remarks(processor: Processor, examples: Sequence[Example]) -> list[str]:
-    num_skipped, num_flat = (
-        sum(map(count, examples)) for count in (processor.count_skipped_answers, processor.count_flat_boxes)
-    )
-    return processor.list_remarks(num_skipped, num_flat)
-
-
 def _list_size_remarks(settings: Settings, token_side: int | None) -> list[str]:
     return list_size_remarks(settings.processor, token_side) if token_side else []
 
@@ -276,10 +269,10 @@ def _list_model_remarks(settings: Settings, hf_config: HfConfig | None) -> list[
 
 def _count_tokens(
     processor: Processor | None, examples: Sequence[Example], settings: Settings, *, is_known: bool
-) -> tuple[TokenStats | None, list[Finding], list[str]]:
-    """(token counts, findings, what is not checked and why). is_known: whether the model is known to be supported."""
+) -> tuple[TokenCounts, list[str]]:
+    """(token counts, what is not checked and why). is_known: whether the model is known to be supported."""
     if processor is None:
         reason = f"{complete_name(settings.model)} is not on this machine"
         unknown = [] if is_known else [f"whether this model is supported: {reason}"]
-        return None, [], [*unknown, f"tokens: {reason}; name a model that is (model=FOLDER)"]
-    return *compute_token_stats(processor, examples, max_new_tokens=settings.predict.max_new_tokens), []
+        return TokenCounts(), [*unknown, f"tokens: {reason}; name a model that is (model=FOLDER)"]
+    return count_tokens(processor, examples, max_new_tokens=settings.predict.max_new_tokens), []

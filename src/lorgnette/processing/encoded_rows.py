@@ -65,6 +65,11 @@ class TextRow(NamedTuple):
         position_ids = compute_position_ids(length, self.image_starts, self.grids)
         return Encoded(self.example, input_ids, labels, position_ids, tuple(self.grids), tuple(self.image_starts))
 
+    def get_text_id(self, place: int) -> int:
+        """The id of a token that is no image token, by its place among all tokens."""
+        images = zip(self.image_starts, self.grids, strict=True)
+        return int(self.text[place - sum([grid.num_tokens for start, grid in images if start < place])])
+
 
 def add_span(spans: list[int], first: int, last: int) -> None:
     """Add a span of labels behind the others; one that begins where the last ends becomes part of it."""

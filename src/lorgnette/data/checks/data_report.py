@@ -71,14 +71,17 @@ def check_rows(rows: Iterable[Example | Problem]) -> DataReport:
 def build_report(scan_result: ScanResult) -> DataReport:
     examples, image_infos = scan_result.examples, scan_result.image_infos
     sizes = sorted({info.size for info in image_infos.values()}, key=lambda size: (size[0] * size[1], size))
-    answers = [len(turn.text) for example in examples for turn in example.turns if turn.role == "assistant"]
-    num_boxes = [len(example.boxes) for example in examples]
+    answers, num_boxes, num_uses = list[int](), list[int](), 0
+    for example in examples:  # once: each is built when it is asked for
+        answers += [len(turn.text) for turn in example.turns if turn.role == "assistant"]
+        num_boxes.append(len(example.boxes))
+        num_uses += len(example.images)
     return DataReport(
         num_rows=len(examples) + len(scan_result.problems),
         num_usable=len(examples),
         problems=tuple(scan_result.problems),
         num_images=len(image_infos),
-        num_repeated_uses=sum(len(example.images) for example in examples) - len(image_infos),
+        num_repeated_uses=num_uses - len(image_infos),
         smallest_size=sizes[0] if sizes else None,
         largest_size=sizes[-1] if sizes else None,
         answer_lengths=AnswerLengths(min(answers), median(answers), fmean(answers), max(answers)) if answers else None,
