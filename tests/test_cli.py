@@ -26,6 +26,7 @@ COMMANDS = {
     " --look-alikes/--no-look-alikes --out --gpus --json",
     "preview": "WORDS --rows --out",
     "plan": "WORDS --memory --gpu --gpus --json",
+    "setup": "WORDS",
     "train": "WORDS --resume --gpus",
     "teach": "WORDS --prompt --captions --run --labels --every --blind --order --review --host --port --allow-host",
     "predict": "SOURCE --adapter --model --prompt --both --images-from --image-column --caption-column --image-size"

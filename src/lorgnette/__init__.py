@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lorgnette.commands.prepare import prepare
     from lorgnette.commands.preview import preview
     from lorgnette.commands.serve import serve
+    from lorgnette.commands.setup import setup
     from lorgnette.commands.teach import teach
     from lorgnette.commands.train import resume, train
     from lorgnette.commands.verify import verify
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "LorgnetteError", "Run", "__version__", "check", "compare", "evaluate", "export_adapter", "load", "merge", "plan",
-    "predict", "prepare", "preview", "recipes", "register_metric", "resume", "serve", "teach", "train", "verify",
-    "watch", "write_rows",
+    "predict", "prepare", "preview", "recipes", "register_metric", "resume", "serve", "setup", "teach", "train",
+    "verify", "watch", "write_rows",
 ]  # fmt: skip
 _MODULES = {
     "LorgnetteError": "errors",

@@ -224,6 +224,12 @@ def plan(
 
 
 @app.command()
+def setup(words: Words = None) -> None:
+    """Fetch a model, and compile its kernels for this GPU: the first training then waits for neither."""
+    lorgnette.setup(_load_settings(parse_words(words or []), "setup"))
+
+
+@app.command()
 def train(
     words: Words = None,
     resume: Annotated[Path | None, Option(metavar="RUN", help="resume an interrupted run")] = None,

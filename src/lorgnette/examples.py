@@ -26,6 +26,11 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
         "lorgnette plan captions.csv model=Qwen3-VL-4B --gpu L4",
         "lorgnette plan coco-caption captions.csv --memory 24",
     ),
+    "setup": (
+        "lorgnette setup model=Qwen3-VL-4B",
+        "lorgnette setup coco-caption",
+        "lorgnette setup model=Qwen3-VL-4B quantization=nf4",
+    ),
     "train": (
         "lorgnette train captions.csv",
         "lorgnette train captions.csv model=Qwen3-VL-4B --epochs 3 gpus=4",

@@ -1,11 +1,12 @@
 """When a training compiles its kernels: from the start of the command, in other processes. Needs no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from lorgnette.config import Settings
 from lorgnette.engine.select import select_engine
 from lorgnette.kernels import compile_ahead
+from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.planning.limits import pad_slots
 from lorgnette.processing.encoded_rows import RowSizes
 from lorgnette.report.console import Terminal
@@ -35,27 +36,30 @@ def request_kernels(settings: Settings, data: TrainingData) -> None:
     sizes = RowSizes.from_examples(data.held_out)
     longest = int((sizes.lengths - sizes.num_labels).max(initial=0))
     new_tokens = {_SHORT_ANSWER, settings.predict.max_new_tokens} if longest else set()
-    lora = settings.lora.model_dump(mode="json")
-    slots = tuple(sorted({pad_slots(longest + count) for count in new_tokens}))
-    folder = str(data.checkpoint.folder.resolve())
-    compile_ahead.request(
-        compile_ahead.KernelRequest(folder, settings.dtype, lora, settings.quantization, slots, is_trained=True)
-    )
+    slots = {pad_slots(longest + count) for count in new_tokens}
+    compile_ahead.request(build_request(settings, data.checkpoint, slots))
+
+
+def build_request(settings: Settings, checkpoint: BaseCheckpoint, slots: Iterable[int]) -> compile_ahead.KernelRequest:
+    """What a training compiles. slots: of the KV caches of its answers."""
+    lora, folder = settings.lora.model_dump(mode="json"), str(checkpoint.folder.resolve())
+    return compile_ahead.KernelRequest(folder, settings.dtype, lora, settings.quantization, tuple(sorted(slots)))
 
 
 def wait_for_kernels(timer: StageTimer, terminal: Terminal, *, ends: bool = False) -> None:
-    """Show how many are compiled until all are. Nothing if none have to be. ends: end the processes then."""
+    """Wait until all are compiled, and show how many are. Nothing if none have to be. ends: end the processes then."""
     compiler = compile_ahead.get_compiler()
     if compiler is not None and not compiler.is_done:
         with timer("kernels"):
-            _show_progress(compiler, terminal)
+            show_progress(compiler, terminal)
         if compiler.error:
             terminal.warn(f"kernels are compiled one after another, since other processes cannot: {compiler.error}")
     if ends:
         compile_ahead.stop()
 
 
-def _show_progress(compiler: compile_ahead.KernelCompiler, terminal: Terminal) -> None:
+def show_progress(compiler: compile_ahead.KernelCompiler, terminal: Terminal) -> None:
+    """Say how many kernels are compiled, until all are."""
     while not (compiler.found or compiler.is_done):
         compiler.poll(compile_ahead.POLL_SECONDS)
     if compiler.found:

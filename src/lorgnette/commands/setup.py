@@ -1,0 +1,55 @@
+"""`setup`: fetches a model and compiles its kernels for this GPU, so that no training waits for either. No torch."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lorgnette.commands.arguments import SettingsLike, build_settings
+from lorgnette.engine.select import select_engine
+from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.kernels import compile_ahead
+from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.report.console import Terminal
+from lorgnette.resolve import resolve_model
+from lorgnette.training.initial_adapter import inherit_settings
+from lorgnette.training.kernel_stage import build_request, show_progress
+
+_SLOTS = (64, 128, 192, 256, 512, 768, 1024)
+"""Of KV caches: of those up to 1024 tokens every kind for which there is a kernel of its own."""
+
+
+def setup(
+    settings: SettingsLike = None, *, recipe: str | Path | None = None, console: Console | None = None, **values: Any
+) -> int:
+    """Download the model, if it is not there, and compile what a training of it with these settings launches.
+
+        lorgnette.setup(model="Qwen2-VL-2B-Instruct")
+
+    recipe, settings, values: as in `train`; no data is needed. Returns the number of kernels. Raises UsageError if
+    lorgnette's engine does not run with these settings, LorgnetteError without a GPU or if kernels cannot be compiled.
+    """
+    terminal = Terminal(console)
+    chosen = build_settings(recipe=recipe, settings=settings, values=values, terminal=terminal)
+    chosen = inherit_settings(chosen, terminal)
+    checkpoint = BaseCheckpoint.from_folder(resolve_model(chosen.model, terminal)).quantize(chosen.quantization)
+    engine, reason = select_engine(chosen, checkpoint.load_hf_config(), on_gpu=chosen.device != "cpu")
+    if engine != "fast":
+        hint = "use engine=auto, device=auto and a model that the fast engine runs (docs/models.md)"
+        raise UsageError(f"no kernels to compile: {reason}", where="setup", hint=hint)
+    if not compile_ahead.is_wanted(chosen.device, chosen.engine):
+        hint = "run it on the machine that will train; a CPU needs no setup"
+        raise LorgnetteError("no NVIDIA GPU with Triton is here", where="this machine", hint=hint)
+    compile_ahead.request(build_request(chosen, checkpoint, _SLOTS))
+    try:
+        compiler = compile_ahead.get_compiler()
+        if compiler is None:
+            terminal.print("kernels    compiled already")
+            return 0
+        show_progress(compiler, terminal)
+    finally:
+        compile_ahead.stop()
+    if compiler.error:
+        hint = "Triton needs a C compiler, gcc or clang, and Python's headers"
+        raise LorgnetteError(f"kernels cannot be compiled: {compiler.error}", where="this machine", hint=hint)
+    return compiler.compiled
