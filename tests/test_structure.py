@@ -24,7 +24,9 @@ TESTED_ELSEWHERE = {
     "data/portable_records.py": "data/test_memory_rows.py",
     "engine/base.py": "engine/test_fast.py",
     "features/cache_folder.py": "features/test_disk_cache.py",
+    "inference/dry_run.py": "inference/test_compile_kernels.py",
     "inference/hf_generate.py": "inference/test_decode.py",
+    "kernels/record_launches.py": "inference/test_compile_kernels.py",
     "kernels/triton_import.py": "kernels/test_attention.py",
     "teaching/jobs.py": "teaching/test_device_thread.py",
 }

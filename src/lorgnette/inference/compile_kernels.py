@@ -21,11 +21,11 @@ from typing import Any
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.atomic import write_text
+from lorgnette.io.parse import parse_json
+from lorgnette.io.processes import count_cores
 from lorgnette.kernels.compile_ahead import KernelRequest
 from lorgnette.types import Capability
 
-MAX_PROCESSES = 24
-"""More than the longest kernels need; each takes a part of a second to be forked."""
 _MAJOR, _MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, …_MINOR."""
 
@@ -105,8 +105,7 @@ def compile_request(request: KernelRequest, capabilities: Iterable[Capability], 
     report.found = len(tasks)
     report.send()
     prepare_compiler(capabilities)
-    num_processes = max(1, min(MAX_PROCESSES, len(os.sched_getaffinity(0)), len(tasks)))
-    with ProcessPoolExecutor(num_processes, multiprocessing.get_context("fork")) as pool:
+    with ProcessPoolExecutor(min(count_cores(), len(tasks)), multiprocessing.get_context("fork")) as pool:
         driver = pool.submit(compile_driver)
         for future in as_completed([pool.submit(compile_launch, *task) for task in tasks]):
             future.result()
@@ -137,7 +136,7 @@ def main() -> None:
         return
     Thread(target=end_with_command, daemon=True).start()
     try:
-        fields = json.loads(line)
+        fields = parse_json(line)
         marker = Path(fields.pop("marker"))
         if not found:
             raise LorgnetteError("its driver shows no GPU", where="libcuda.so.1", hint="`nvidia-smi` says more")

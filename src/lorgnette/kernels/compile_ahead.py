@@ -25,6 +25,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
+from lorgnette.io.parse import parse_json
+
 _PROCESS = "lorgnette.inference.compile_kernels"
 _PACKAGE = Path(__file__).parents[1]
 _SOURCES = ("kernels", "models", "engine", "inference", "lora")
@@ -86,7 +88,7 @@ class KernelCompiler:
             chunk = os.read(self._answers.fileno(), 65536)
             *lines, self._unread = (self._unread + chunk).split(b"\n")
             for line in lines:
-                answer = json.loads(line)
+                answer = parse_json(line)
                 self.found, self.compiled, self.error = answer["found"], answer["compiled"], answer["error"]
                 self.is_done = answer["is_done"]
             if not chunk:
