@@ -1,7 +1,7 @@
 """The examples of a step depend on its number and the seed alone: every example once an epoch, groups whole."""
 
 from collections.abc import Callable
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from lorgnette import data
 from lorgnette.config import ProcessorSettings, TrainSettings
 from lorgnette.processing.encoded_rows import EncodedRows
 from lorgnette.processing.processor import Processor
+from lorgnette.training import sampler
 from lorgnette.training.sampler import (
     BatchSampler,
     ImageGroups,
@@ -235,3 +236,36 @@ def test_the_first_steps_are_those_that_training_takes(encoded: list[Encoded]) -
     assert len(ranks) == 6  # two steps of three ranks
     assert sum(len(batch.examples) for batch in ranks) == 8
     assert len(sampler.first_steps(10**6, 10**6, prefix_sharing=False)) == sampler.total_steps
+
+
+def test_the_order_of_many_examples_needs_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "MAX_TABLE", 0)
+    for num_examples in (1, 2, 3, 5, 64, 100, 257):
+        steps = [select_examples(step, num_examples, 7, 3) for step in range(2 * -(-num_examples // 7))]
+        first, second = steps[: len(steps) // 2], steps[len(steps) // 2 :]
+        for epoch in (first, second):
+            assert sorted(chain(*epoch)) == list(range(num_examples))
+        if num_examples > 5:
+            assert first != second
+            assert first[0] != select_examples(0, num_examples, 7, 4)
+    # Nothing is computed but what is asked for: a step of ten billion examples.
+    assert len(set(select_examples(10**8, 10**10, 16, 0))) == 16
+
+
+def test_the_order_without_a_table_is_as_random_as_one_with() -> None:
+    """Every item is at every place equally often, and so is every pair of neighbors: chi-squared over 1,500 epochs."""
+
+    def compute_chi(draw: Callable[[int], np.ndarray]) -> tuple[float, float]:
+        places, neighbors = np.zeros((2, 13, 13))
+        for epoch in range(1500):
+            order = draw(epoch)
+            places[np.arange(13), order] += 1
+            neighbors[order[:-1], order[1:]] += 1
+        np.fill_diagonal(neighbors, 1500 * 12 / (13 * 12))
+        return tuple(float(((n - n.mean()) ** 2).sum() / n.mean()) for n in (places, neighbors))
+
+    chi_places, chi_neighbors = compute_chi(lambda epoch: sampler.permute(np.arange(13), 13, 5, epoch))
+    assert chi_places < 210  # 144 degrees of freedom, p = 0.0003
+    assert chi_neighbors < 225  # about 155
+    rotated, _ = compute_chi(lambda epoch: np.roll(np.arange(13), epoch % 5))
+    assert rotated > 1000

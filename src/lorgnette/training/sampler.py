@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate, chain
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt64
 
 from lorgnette.config import TrainSettings
 from lorgnette.processing.dropout_keys import derive_step_key
@@ -20,6 +21,11 @@ from lorgnette.processing.prefix_tree import PrefixTree
 from lorgnette.processing.rank_shares import split_between_ranks
 from lorgnette.training.auto_steps import compute_step_limit
 from lorgnette.types import Encoded, PackedBatch
+
+MAX_TABLE = 10_000_000
+"""Examples whose order is drawn as a table. The order of more is computed where it is asked for."""
+_ROUNDS = 8
+"""Of the Feistel network. Four make a permutation that no test of ours tells from a random one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,8 +148,11 @@ def compute_total_steps(steps_per_epoch: int, settings: TrainSettings) -> int:
 def select_examples(step: int, num_examples: int, batch_size: int, seed: int) -> list[int]:
     """Indices of the examples of `step` (from 0): every epoch is a new permutation, drawn from (seed, epoch)."""
     epoch, index = divmod(step, compute_steps_per_epoch(num_examples, batch_size))
-    selected: list[int] = _draw_order(epoch, num_examples, seed)[index * batch_size : (index + 1) * batch_size].tolist()
-    return selected
+    start, end = index * batch_size, min((index + 1) * batch_size, num_examples)
+    if num_examples > MAX_TABLE:
+        places = np.arange(start, end)
+        return [int(place) for place in permute(places, num_examples, seed, epoch)]
+    return [int(place) for place in _draw_order(epoch, num_examples, seed)[start:end]]
 
 
 def select_grouped_examples(step: int, groups: ImageGroups, batch_size: int, seed: int) -> list[int]:
@@ -165,6 +174,39 @@ def select_groups(step: int, groups: ImageGroups, batch_size: int, seed: int) ->
 @lru_cache(maxsize=2)
 def _draw_order(epoch: int, num_items: int, seed: int) -> Int64[np.ndarray, " N"]:
     return np.random.default_rng([seed, epoch]).permutation(num_items)
+
+
+def permute(places: Int64[np.ndarray, " n"], num_items: int, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
+    """The items at these places of an epoch's order, a permutation of range(num_items) that needs no table.
+
+    A Feistel network permutes the numbers of an even number of bits; whatever it takes outside of the range goes
+    through it again (cycle walking), fewer than three times on average.
+    """
+    half_bits = max(1, ((num_items - 1).bit_length() + 1) >> 1)
+    keys = np.random.default_rng([seed, epoch]).integers(0, 2**64, _ROUNDS, np.uint64)
+    items = places.astype(np.uint64)
+    is_outside = np.ones(len(items), bool)
+    while is_outside.any():
+        items[is_outside] = _encrypt(items[is_outside], half_bits, keys)
+        is_outside = items >= num_items
+    return items.astype(np.int64)
+
+
+def _encrypt(numbers: UInt64[np.ndarray, " n"], half_bits: int, keys: UInt64[np.ndarray, " r"]) -> Any:
+    """A permutation of the numbers below 4 ** half_bits."""
+    shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+    left, right = numbers >> shift, numbers & mask
+    for key in keys:
+        left, right = right, left ^ (_mix(right ^ key) & mask)
+    return (left << shift) | right
+
+
+def _mix(values: UInt64[np.ndarray, " n"]) -> Any:
+    """SplitMix64's hash."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 @lru_cache(maxsize=2)
