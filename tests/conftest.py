@@ -10,8 +10,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import warnings
 from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -312,6 +315,35 @@ def forked_peft_worker(monkeypatch: pytest.MonkeyPatch, fork_command: Callable[.
 
     monkeypatch.setattr(peft_check, "subprocess", SimpleNamespace(run=run))
     monkeypatch.setattr(peft_check, "MAX_NEW_TOKENS", 8)
+
+
+@pytest.fixture
+def lost_signal() -> Callable[[], AbstractContextManager[None]]:
+    """`with lost_signal():` a KeyboardInterrupt ends the block, although its signal does not wake the main thread:
+    another thread receives it, as if it came just before the main thread begins to wait."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    @contextmanager
+    def lose() -> Generator[None, None, None]:
+        main, start, before = threading.get_ident(), time.monotonic(), signal.signal(signal.SIGUSR1, interrupt)
+        signals = [
+            threading.Timer(0.1, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)),
+            threading.Timer(5, lambda: signal.pthread_kill(main, signal.SIGUSR1)),  # too late: the test fails
+        ]
+        for each in signals:
+            each.start()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                yield
+            assert time.monotonic() - start < 4
+        finally:
+            for each in signals:
+                each.cancel()
+            signal.signal(signal.SIGUSR1, before)
+
+    return lose
 
 
 @pytest.fixture

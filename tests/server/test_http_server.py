@@ -7,7 +7,7 @@ import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from typing import Any
 
 import pytest
@@ -99,6 +99,11 @@ def test_a_host_that_is_not_this_machine_is_an_error(host: str, monkeypatch: pyt
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     with pytest.raises(LorgnetteError, match="no address of this machine"):
         open_port(host, 0)
+
+
+def test_a_wait_for_the_end_hears_ctrl_c(lost_signal: Callable[[], AbstractContextManager[None]]) -> None:
+    with HttpServer(Endless(), open_port("127.0.0.1", 0)) as server, lost_signal():
+        server.wait()
 
 
 def test_what_ends_the_thread_reaches_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -552,6 +552,20 @@ def test_a_warm_up_that_fails_says_why(error: Exception, expected: type[Exceptio
     with pytest.raises(expected, match=message):
         scheduler.wait_until_ready()
     assert scheduler.state == "lost"
+    scheduler.close()
+
+
+def test_a_wait_for_the_model_hears_ctrl_c(lost_signal: Callable[[], AbstractContextManager[None]]) -> None:
+    is_warm = threading.Event()
+
+    def warm_up() -> list[str]:
+        is_warm.wait(20)
+        return []
+
+    scheduler = Scheduler(StubBatch(), FEATURES, [END], warm_up=warm_up)  # type: ignore[arg-type]
+    with lost_signal():
+        scheduler.wait_until_ready()
+    is_warm.set()
     scheduler.close()
 
 

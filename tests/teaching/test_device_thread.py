@@ -1,8 +1,9 @@
 """The thread does what the session asks for, and ends with it; tests/teaching/test_session.py has its failures."""
 
-import signal
 import threading
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -47,27 +48,15 @@ def test_a_round_is_broken_off_and_begun_again(tmp_path: Path) -> None:
         again.until(lambda view: view["tuned_on"] == 4)
 
 
-def test_ctrl_c_ends_the_wait_for_the_thread_whichever_thread_receives_it(tmp_path: Path) -> None:
-    """As if it came just before the wait: it does not wake the main thread, so a wait without a limit never ends."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    learner, has_waited_long = FakeLearner(6), threading.Event()
+def test_a_wait_for_the_thread_hears_ctrl_c(
+    tmp_path: Path, lost_signal: Callable[[], AbstractContextManager[None]]
+) -> None:
+    learner = FakeLearner(6)
     learner.open_gate.clear()
-    open_run_anyway = threading.Timer(5, lambda: (has_waited_long.set(), learner.open_gate.set()))
-    before = signal.signal(signal.SIGUSR1, interrupt)
-    try:
-        with open_run(tmp_path, 6, learner=learner) as run:
-            open_run_anyway.start()
-            threading.Timer(0.1, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)).start()
-            with pytest.raises(KeyboardInterrupt):
-                run.thread.close()
-            assert not has_waited_long.is_set()
-            assert list_threads() == ["lorgnette teach"]
-    finally:
-        open_run_anyway.cancel()
-        signal.signal(signal.SIGUSR1, before)
+    with open_run(tmp_path, 6, learner=learner) as run:
+        with lost_signal():
+            run.thread.close()
+        assert list_threads() == ["lorgnette teach"]
 
 
 def test_texts_that_are_cut_off_by_the_end_are_no_suggestions(tmp_path: Path) -> None:

@@ -199,7 +199,9 @@ class Scheduler:
         """Wait until the model has answered. Returns remarks about it. Raises what the warm-up raises, and
         LorgnetteError if memory is short."""
         with self._condition:
-            self._condition.wait_for(lambda: self._state != "loading")
+            # Without a limit, Ctrl-C would be heard after the wait if it comes just before it.
+            while not self._condition.wait_for(lambda: self._state != "loading", _WATCH_SECONDS):
+                pass
         if self._error is not None:
             if is_out_of_memory(self._error):
                 message, hint = "out of memory at the first answer", "free some memory, or use --device cpu"
