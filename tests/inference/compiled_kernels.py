@@ -32,6 +32,7 @@ from lorgnette.models.family import ModelSize
 from lorgnette.models.networks import find_tower_class
 from lorgnette.models.registry import FAMILIES, find_unsupported_feature, parse_configs
 from lorgnette.processing.packing import pack
+from lorgnette.training.kernel_stage import round_slots
 from lorgnette.types import Capability, Image, ImageGrid
 
 CAPABILITY = (9, 0)
@@ -100,11 +101,11 @@ def list_forgotten(size: ModelSize) -> dict[str, list[str]]:
         batch = pack([dry_run._build_example(num_tokens, num_labels)], num_labels)
         warm_up_decoder(shape, [batch], dry_run._FEATURES, torch.bfloat16, LoraSettings().dropout)
 
-    def answer(rows: int, num_tokens: int) -> None:
+    def answer(rows: int, num_tokens: int, slots: int = 256) -> None:
         decoder, _ = allocate_decoder(shape, META, torch.bfloat16)
         FlatLoraParams(shape, META).attach(decoder)
         generator = Generator(decoder, dry_run._FEATURES)
-        cache = KVCache.from_config(CacheShape(rows, 256), shape.text, META, torch.bfloat16)
+        cache = KVCache.from_config(CacheShape(rows, slots), shape.text, META, torch.bfloat16)
         generator.prefill_rows(cache, [0], [dry_run._build_example(num_tokens, 0)], use_adapter=True)
         generator.decode_step(cache, cache.input_ids[:0], use_adapter=True)
 
@@ -122,7 +123,7 @@ def list_forgotten(size: ModelSize) -> dict[str, list[str]]:
         return launches
 
     known = record(dry_run.run_training, shape, torch.bfloat16, LoraSettings().dropout)
-    known |= record(dry_run.run_answers, shape, torch.bfloat16, (256,)) | record(
+    known |= record(dry_run.run_answers, shape, torch.bfloat16, (256, round_slots(320))) | record(
         dry_run.run_tower, vision, torch.bfloat16
     )
     # The modules for which `record_launches` has stand-ins: with them the same is launched.
@@ -130,7 +131,7 @@ def list_forgotten(size: ModelSize) -> dict[str, list[str]]:
         importlib.import_module(name)
     runs = [(train, 500, 100), (answer, 1, 256), (see, 16, 16)]
     runs += [(train, 333, 7), (train, 4000, 2500), (train, 100, 1), (answer, 1, 33), (answer, 33, 64), (see, 2, 2)]
-    runs += [(see, 6, 10), (train, 70, 66)]
+    runs += [(answer, 8, 40, 320), (answer, 8, 40, 448), (see, 6, 10), (train, 70, 66)]
     return {
         f"{function.__name__} {arguments}": sorted({kernel for kernel, _ in record(function, *arguments) - known})
         for function, *arguments in runs

@@ -20,7 +20,7 @@ COMPILES = f"""
 import json, sys
 fields = json.loads(sys.stdin.readline())
 print('{ANSWERS.format(1, "null", "false")}', flush=True)
-open(fields["marker"], "w").close()
+open(fields["marker"], "w").write(json.dumps(fields["slots"]))
 print('{ANSWERS.format(2, "null", "true")}', flush=True)
 """
 FAILS = f"""print('{ANSWERS.format(0, '"no ptxas"', "true")}')"""
@@ -71,6 +71,13 @@ def test_everything_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     compile_ahead.stop()
     assert find_marker(REQUEST).exists()
 
+    other = replace(REQUEST, slots=(192, 256))
+    compile_ahead.request(other)  # not all of it is compiled
+    assert get_compiler()
+    compile_ahead.wait()
+    compile_ahead.stop()
+    assert find_marker(other) == find_marker(REQUEST)
+
     monkeypatch.setattr(compile_ahead, "KernelCompiler", lambda: pytest.fail("a process was started"))
     compile_ahead.start("auto", "auto")
     compile_ahead.request(REQUEST)
@@ -119,7 +126,7 @@ def test_a_marker_is_for_one_request_one_source_and_one_gpu(tmp_path: Path, monk
     marker = find_marker(REQUEST)
     assert marker == find_marker(replace(REQUEST))
     others = [
-        replace(REQUEST, dtype="float16"), replace(REQUEST, lora={"rank": 8}), replace(REQUEST, slots=(256,)),
+        replace(REQUEST, dtype="float16"), replace(REQUEST, lora={"rank": 8}),
         replace(REQUEST, is_trained=False), replace(REQUEST, quantization="nf4"),
     ]  # fmt: skip
     assert len({marker, *map(find_marker, others)}) == 1 + len(others)

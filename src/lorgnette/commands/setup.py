@@ -10,13 +10,14 @@ from lorgnette.engine.select import select_engine
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.kernels import compile_ahead
 from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.planning.limits import pad_slots
 from lorgnette.report.console import Terminal
 from lorgnette.resolve import resolve_model
 from lorgnette.training.initial_adapter import inherit_settings
-from lorgnette.training.kernel_stage import build_request, show_progress
+from lorgnette.training.kernel_stage import build_request, round_slots, show_progress
 
-_SLOTS = (64, 128, 192, 256, 512, 768, 1024)
-"""Of KV caches: of those up to 1024 tokens every kind for which there is a kernel of its own."""
+_SLOTS = {round_slots(pad_slots(slots)) for slots in range(1, 1025)}
+"""Of KV caches of up to 1024 tokens: one of every kind that has kernels of its own."""
 
 
 def setup(

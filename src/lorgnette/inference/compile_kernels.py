@@ -23,7 +23,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.io.atomic import write_text
 from lorgnette.io.parse import parse_json
 from lorgnette.io.processes import count_cores
-from lorgnette.kernels.compile_ahead import KernelRequest
+from lorgnette.kernels.compile_ahead import KernelRequest, read_marker
 from lorgnette.types import Capability
 
 _MAJOR, _MINOR = 75, 76
@@ -140,8 +140,9 @@ def main() -> None:
         marker = Path(fields.pop("marker"))
         if not found:
             raise LorgnetteError("its driver shows no GPU", where="libcuda.so.1", hint="`nvidia-smi` says more")
-        compile_request(KernelRequest(**fields), found, report)
-        write_text(marker, "")
+        request = KernelRequest(**fields)
+        compile_request(request, found, report)
+        write_text(marker, json.dumps(sorted({*request.slots, *(read_marker(marker) or ())})))
     except Exception as error:  # whatever it is, the command says it and goes on
         report.error = f"{type(error).__name__}: {error}"
     report.send(is_done=True)

@@ -11,3 +11,5 @@ MAX_HEAD_DIM = 128
 """Widest head for which they fit every card (docs/kernels.md)."""
 NF4_BLOCK_SIZE, NF4_NESTED_BLOCK_SIZE = 64, 256
 """Values with one scale, and scales with one scale of their own."""
+DECODE_SPLIT_SIZE = 256
+"""Slots of a KV cache whose attention one program computes (decode_attention.py)."""

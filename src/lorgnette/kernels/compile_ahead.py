@@ -72,6 +72,8 @@ class KernelCompiler:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._requests, self._answers = self._process.stdin, self._process.stdout
+        self._poll = select.poll()  # not select.select: a notebook may have many files open
+        self._poll.register(self._answers, select.POLLIN)
 
     def request(self, request: KernelRequest, marker: Path) -> None:
         """Let them compile. marker: the file to write when all is done."""
@@ -83,7 +85,7 @@ class KernelCompiler:
     def poll(self, seconds: float) -> None:
         """Read what they say within so many seconds; several threads may call it. is_done says when to stop."""
         with self._lock:
-            if self.is_done or not select.select([self._answers], [], [], seconds)[0]:
+            if self.is_done or not self._poll.poll(1000 * seconds):
                 return
             chunk = os.read(self._answers.fileno(), 65536)
             *lines, self._unread = (self._unread + chunk).split(b"\n")
@@ -127,7 +129,8 @@ def start(device: str, engine: str) -> None:
 def request(request: KernelRequest) -> None:
     """Compile what this command needs, unless it has been compiled. A process that is not needed ends."""
     marker = find_marker(request)
-    if marker.exists():
+    known = read_marker(marker)
+    if known is not None and known.issuperset(request.slots):
         stop()
         return
     if not _compilers:
@@ -161,9 +164,16 @@ def _start_process() -> None:
 
 
 def find_marker(request: KernelRequest) -> Path:
-    """The file that says that everything of the request has been compiled, for these sources and this GPU."""
+    """The file that says that everything of the request has been compiled, for these sources and this GPU; it lists the
+    slots."""
     config = (Path(request.model) / "config.json").read_bytes()
-    return _find_cache() / f"{_name_markers()}-{_hash([{**asdict(request), 'model': ''}, config.decode()])}"
+    fields = {name: value for name, value in asdict(request).items() if name not in ("model", "slots")}
+    return _find_cache() / f"{_name_markers()}-{_hash([fields, config.decode()])}"
+
+
+def read_marker(marker: Path) -> set[int] | None:
+    """The slots of the caches for which everything is compiled; None if nothing is."""
+    return set(parse_json(marker.read_bytes())) if marker.exists() else None
 
 
 def _list_markers() -> Iterable[Path]:

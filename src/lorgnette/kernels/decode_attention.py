@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+from lorgnette.kernels import DECODE_SPLIT_SIZE
 from lorgnette.kernels.tiles import select_tiles
 from lorgnette.kernels.triton_import import tl, triton
 
-_SPLIT_SIZE = 256
 _MIN_DOT_SIZE = 16
 """Smallest side of a matrix product on tensor cores."""
 
@@ -34,7 +34,7 @@ def decode_attention(
         p = scores.masked_fill(~filled[:, None, None], float("-inf")).softmax(-1)
         out.copy_(torch.einsum("bkgl,blkd->bkgd", p, values).to(q.dtype).flatten(1))
         return
-    group_size, splits = q.shape[1] // (K * D), triton.cdiv(L, _SPLIT_SIZE)
+    group_size, splits = q.shape[1] // (K * D), triton.cdiv(L, DECODE_SPLIT_SIZE)
     sizes = {
         "K": K, "G": group_size, "BLOCK_G": max(_MIN_DOT_SIZE, triton.next_power_of_2(group_size)),
         "D": D, "BLOCK_D": max(_MIN_DOT_SIZE, triton.next_power_of_2(D)), "SPLITS": splits,
@@ -46,7 +46,7 @@ def decode_attention(
     block_n = select_tiles(cache.device).decode_block_n
     _split_kv_kernel[(B, K, splits)](
         q, cache, lengths, out, part_acc, part_l, part_m, D**-0.5, L, q.stride(0), out.stride(0),
-        SPLIT_SIZE=min(_SPLIT_SIZE, triton.cdiv(L, block_n) * block_n), BLOCK_N=block_n, **sizes, num_warps=4,
+        SPLIT_SIZE=min(DECODE_SPLIT_SIZE, triton.cdiv(L, block_n) * block_n), BLOCK_N=block_n, **sizes, num_warps=4,
         num_stages=2,
     )  # fmt: skip
     if splits > 1:

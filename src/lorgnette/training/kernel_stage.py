@@ -1,11 +1,12 @@
 """When a training compiles its kernels: from the start of the command, in other processes. Needs no torch."""
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from lorgnette.config import Settings
 from lorgnette.engine.select import select_engine
-from lorgnette.kernels import compile_ahead
+from lorgnette.kernels import DECODE_SPLIT_SIZE, compile_ahead
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.planning.limits import pad_slots
 from lorgnette.processing.encoded_rows import RowSizes
@@ -36,8 +37,13 @@ def request_kernels(settings: Settings, data: TrainingData) -> None:
     sizes = RowSizes.from_examples(data.held_out)
     longest = int((sizes.lengths - sizes.num_labels).max(initial=0))
     new_tokens = {_SHORT_ANSWER, settings.predict.max_new_tokens} if longest else set()
-    slots = {pad_slots(longest + count) for count in new_tokens}
+    slots = {round_slots(pad_slots(longest + count)) for count in new_tokens}
     compile_ahead.request(build_request(settings, data.checkpoint, slots))
+
+
+def round_slots(slots: int) -> int:
+    """The largest KV cache with the same kernels: those whose attention is computed in as many parts."""
+    return slots if slots <= DECODE_SPLIT_SIZE else math.ceil(slots / DECODE_SPLIT_SIZE) * DECODE_SPLIT_SIZE
 
 
 def build_request(settings: Settings, checkpoint: BaseCheckpoint, slots: Iterable[int]) -> compile_ahead.KernelRequest:
