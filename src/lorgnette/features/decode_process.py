@@ -62,7 +62,7 @@ class DecodeProcess:
             return self._receive(answer)
         except (OSError, EOFError, json.JSONDecodeError) as error:
             message = f"a process that decodes images ended with status {self._process.wait()}"
-            hint = "it decoded this image; free memory, and start again"
+            hint = "it decoded this image; if memory is short, free some; then start or resume the run"
             raise DecodeProcessError(message, where=str(grid.image.path), hint=hint) from error
 
     def close(self) -> None:
