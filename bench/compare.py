@@ -27,7 +27,7 @@ import process
 from process import FailedError
 from results_file import ResultsFile
 from run_one import HERE, NO_DROPOUT, find_adapter, install_peer, run_baseline, run_ours, run_peer
-from start import EPOCHS, RANK, write_start
+from start import BATCH_SIZE, EPOCHS, RANK, order_examples, write_start
 from summary import BASELINE, OURS, Run, compare_versions, compare_with_fastest_peer, summarize
 
 import lorgnette
@@ -41,6 +41,8 @@ PEERS = tuple(path.stem.removeprefix("by_") for path in sorted((HERE / "peers").
 NUM_HELD_OUT, SIDE = 4, 280
 MIN_SECONDS = 30
 """No first run starts with less time left: none was ever faster."""
+MAX_PADDING = 0.2
+"""A peer's share of padding in the first step. With more, or with less than none, it trains on other tokens."""
 REPEAT_FACTOR = 1.2
 """A repeat starts only if this many times the seconds of its last run are left."""
 
@@ -52,6 +54,11 @@ def add_rates(run: Run, job: dict[str, float], ceiling: float | None) -> Run:
     steps = EPOCHS * -(-job["samples"] // job["samples_a_step"])
     if run["steps"] != steps:
         return {"failed": f"took {run['steps']} steps, not {steps}"}
+    tokens = job["first_step_tokens"]
+    if not tokens <= (run.get("first_step_tokens") or tokens) <= (1 + MAX_PADDING) * tokens:
+        return {
+            "failed": f"computed {run['first_step_tokens']} tokens in the first step, not {tokens} and some padding"
+        }
     tokens = job["tokens"] / job["samples"]
     rates = {"": job["samples"] * EPOCHS / run["training_s"]}
     if run["steady_s"]:
@@ -72,7 +79,8 @@ def measure_job(job: Path) -> dict[str, float]:
     config = json.loads((job / "model" / "config.json").read_text())
     return {
         "samples": len(lengths),
-        "samples_a_step": 16,
+        "first_step_tokens": sum(lengths[index] for index in order_examples(len(lengths))[0][:BATCH_SIZE]),
+        "samples_a_step": BATCH_SIZE,
         "tokens": sum(lengths),
         "flop_per_token": compute_flop_per_token(config, RANK),
         "side": encoded[0].grids[0].h * config["vision_config"]["patch_size"],

@@ -99,13 +99,18 @@ def test_flops_of_the_true_shapes(compare: ModuleType, load: Callable[[str], Mod
 
 
 def test_rates_and_share(compare: ModuleType) -> None:
-    job = {"samples": 496, "samples_a_step": 16, "tokens": 496 * 100, "flop_per_token": 5e9}
+    job = {
+        "samples": 496, "samples_a_step": 16, "tokens": 496 * 100, "flop_per_token": 5e9, "first_step_tokens": 1600,
+    }  # fmt: skip
     run = compare.add_rates(make_run("trl", 20.0, steady_s=9.12, steady_steps=57), job, 800.0)
     assert run["samples_per_s"] == pytest.approx(49.6)
     assert run["steady_tokens_per_s"] == pytest.approx(10_000)
     assert run["steady_share"] == pytest.approx(10_000 * 5e9 / 800e12)
     assert "share" not in compare.add_rates(make_run("trl", 20.0, steady_s=None), job, None)
     assert compare.add_rates(make_run("trl", 20.0, steps=61), job, None) == {"failed": "took 61 steps, not 62"}
+    for tokens, is_the_job in ((16, False), (1599, False), (1600, True), (1696, True), (3200, False)):
+        run = compare.add_rates(make_run("trl", 20.0, steady_s=None, first_step_tokens=tokens), job, None)
+        assert ("failed" not in run) == is_the_job
 
 
 def test_the_first_run_stands_apart_and_ratios_are_like_with_like(summary: ModuleType) -> None:

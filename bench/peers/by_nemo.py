@@ -54,6 +54,9 @@ class NamedAsPeft:
     def named_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
         return ((f"base_model.model.{name}", p) for name, p in self.model.named_parameters() if ".lora_" in name)
 
+    def named_modules(self) -> Iterable[tuple[str, torch.nn.Module]]:
+        return self.model.named_modules()
+
     def parameters(self) -> Iterable[torch.nn.Parameter]:
         return (p for _, p in self.named_parameters())
 

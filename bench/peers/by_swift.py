@@ -4,16 +4,19 @@ import json
 import os
 from collections.abc import Iterator
 
-from inputs import PROMPT, TRAINER, count_pixels, parse_inputs, read_model_type
+from inputs import PROMPT, TRAINER, count_pixels, parse_inputs, read_config, read_model_type
 
 os.environ |= {"MAX_PIXELS": str(count_pixels(run := parse_inputs())), "USE_HF": "1"}
 
 from job_start import JobOrder, read_order
 from meter import Meter
 from swift import callbacks_map, sft_main
+from swift.template.templates.qwen import Qwen2VLTemplate
 from swift.trainers import mixin
 
 model_type = read_model_type(run)  # also ms-swift's name of the model and of its template
+# ms-swift has the released tokenizer's number in its code; with another tokenizer it would leave one token per image.
+Qwen2VLTemplate.image_token_id = read_config(run)["image_token_id"]
 rows = [
     {
         "messages": [
@@ -46,6 +49,7 @@ settings = TRAINER | {
     "template": model_type,
     "dataset": data,
     "split_dataset_ratio": 0,
+    "dataset_shuffle": run.start is None,
     "load_from_cache_file": False,
     "max_length": 1024,
     "tuner_type": "lora",

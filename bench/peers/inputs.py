@@ -75,9 +75,13 @@ class Inputs:
         return {"r": 64, "lora_alpha": 16, "lora_dropout": self.dropout, "bias": "none"}
 
 
+def read_config(run: Inputs) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((run.model / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
 def read_model_type(run: Inputs) -> str:
-    config = json.loads((run.model / "config.json").read_text(encoding="utf-8"))
-    return str(config["model_type"])
+    return str(read_config(run)["model_type"])
 
 
 def count_pixels(run: Inputs) -> int:

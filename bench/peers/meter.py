@@ -27,6 +27,7 @@ class Meter(TrainerCallback):
         self.inputs, self.started_at = inputs, inputs.started_at
         self.is_main = os.environ.get("RANK", "0") == "0"
         self.warm_at: float | None = None
+        self.tokens: int | None = None
         self.losses: list[list[float]] = []
         self.run: dict[str, Any] = {}
 
@@ -35,6 +36,7 @@ class Meter(TrainerCallback):
         self.launch_us = measure_launch_us()
         if self.inputs.start is not None:
             load_first_adapter(model, self.inputs.start)
+        self.count_tokens(model)
         self.first_at = read_time()
         self.started_at += self.first_at - before  # this is the bench's work, not the peer's
 
@@ -48,6 +50,16 @@ class Meter(TrainerCallback):
         if logs and "loss" in logs:
             self.losses.append([state.global_step, float(logs["loss"])])
 
+    def count_tokens(self, model: torch.nn.Module) -> None:
+        """Record how many tokens, with padding, the decoder computes in the first step: images too must be there."""
+        decoder = next(module for name, module in model.named_modules() if name.endswith("language_model"))
+
+        def record(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.tokens = kwargs["inputs_embeds"].shape[:-1].numel()
+            hook.remove()
+
+        hook = decoder.register_forward_pre_hook(record, with_kwargs=True)
+
     def record_steps(self, steps: int, last_at: float, model: Any) -> None:
         cuda = torch.cuda.is_available()
         self.run = {
@@ -60,6 +72,7 @@ class Meter(TrainerCallback):
             "reserved_gib": torch.cuda.max_memory_reserved() / 2**30 if cuda else None,
             "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "launch_us": self.launch_us,
+            "first_step_tokens": self.tokens,
         }
         self.write(self.run)
 
