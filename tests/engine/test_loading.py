@@ -191,12 +191,12 @@ def test_the_matrices_of_all_layers_are_in_one_piece_of_memory(tiny: Path) -> No
     """They are aligned, and no two overlap."""
     text = BaseCheckpoint.from_folder(tiny).load_text_config()
     decoder, _ = allocate_decoder(AdapterShape(text, TARGET_MODULES, 4, 1.0), CPU, torch.float32)
-    tensors = [linear.weight for linear in decoder.linears]
+    tensors = [tensor for linear in decoder.linears for tensor in (linear.weight, linear._a)]
     tensors += [linear.bias for linear in decoder.linears if linear.bias is not None]
     tensors += [norm for layer in decoder.layers for norm in layer.norms.values()]
     places = sorted((tensor.storage_offset(), tensor.numel()) for tensor in tensors)
     assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
-    assert len({start for start, _ in places}) == len(tensors) == text.num_layers * (4 + 1 + 2)
+    assert len({start for start, _ in places}) == len(tensors) == text.num_layers * (2 * 4 + 1 + 2)
     assert all(start % 256 == 0 for start, _ in places)
     assert all(start + count <= after for (start, count), (after, _) in pairwise(places))
     size = tensors[0].untyped_storage().nbytes() // 4

@@ -263,7 +263,8 @@ def _allocate_layer(
             ]
             weight = QuantizedWeight(tuple(parts), allocate(out_features, num_columns), scratch)
         bias = allocate(out_features) if text.has_qkv_bias and group[0] == "q_proj" else None
-        linears.append(LoraLinear(weight, bias, in_features, 7 * number + first_stream))
+        scaled_a = allocate(num_columns, in_features)
+        linears.append(LoraLinear(weight, bias, in_features, 7 * number + first_stream, scaled_a))
     qkv, o, gate_up, down = linears
     norm1, norm2 = (allocate(text.hidden_size) for _ in range(2))
     head_norms = [allocate(2, text.head_dim)] if text.has_qk_norm else []

@@ -93,7 +93,9 @@ class LoraLinear:
         bias: Float[Tensor, " O"] | None,
         in_features: int,
         rng_stream: int,
+        scaled_a: Float[Tensor, "R I"] | None = None,
     ) -> None:
+        """scaled_a: memory for s·A of every adapted projection, in the weight's dtype; None: its own."""
         self.weight, self.bias, self.in_features, self.rng_stream = weight, bias, in_features, rng_stream
         self.factors: LoraFactors | None = None
         self.num_adapted = 0
@@ -101,7 +103,7 @@ class LoraLinear:
         self.scaling = 1.0
         kept = weight.own_rows if isinstance(weight, ShardedWeight) else weight
         self._b = kept.b if isinstance(kept, QuantizedWeight) else kept[:, in_features:]
-        self._a = self._b.new_empty(self._b.shape[1], in_features)
+        self._a = self._b.new_empty(self._b.shape[1], in_features) if scaled_a is None else scaled_a
         """s·A of every adapted projection, in the weight's dtype."""
 
     @property
