@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+import lorgnette
 from lorgnette import startup
 from lorgnette.startup import gc_paused, hide_widget_warning, let_threads_sleep
 
@@ -65,6 +66,67 @@ def test_other_systems_are_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("linux", "darwin"):
         monkeypatch.setattr(sys, "platform", name)
         startup.check_system()
+
+
+IMPORTS_TORCH = """
+import os, sys
+from importlib.machinery import SourceFileLoader
+compiled, compile_source = [], SourceFileLoader.source_to_code
+def record(self, data, path, **options):
+    compiled.append(self.name)
+    return compile_source(self, data, path, **options)
+SourceFileLoader.source_to_code = record
+from lorgnette import startup
+{keep}
+import torch
+print("torch" in compiled, sys.pycache_prefix, os.environ.get("PYTHONPYCACHEPREFIX"))
+"""
+
+
+def import_torch(folder: Path, keep: str = "startup.keep_bytecode()", **variables: str) -> tuple[bool, str, str]:
+    """Whether a process compiles the package `torch` of this folder; its prefix, and that of processes it starts."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment |= {
+        "PYTHONPATH": f"{folder}:{Path(lorgnette.__file__).parents[1]}", "XDG_CACHE_HOME": str(folder / "cache"),
+    } | variables  # fmt: skip
+    command = [sys.executable, "-c", IMPORTS_TORCH.format(keep=keep)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    is_compiled, prefix, of_children = done.stdout.split()
+    return is_compiled == "True", prefix, of_children
+
+
+@pytest.fixture
+def folder_of_torch(tmp_path: Path) -> Path:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text("value = 1")
+    return tmp_path
+
+
+def test_torch_is_compiled_once_where_python_may_not_write_beside_it(folder_of_torch: Path) -> None:
+    folder, refuses = folder_of_torch, {"PYTHONDONTWRITEBYTECODE": "1"}
+    assert import_torch(folder, "", **refuses) == import_torch(folder, "", **refuses) == (True, "None", "None")
+    kept = str(folder / "cache/lorgnette/bytecode")
+    assert import_torch(folder, **refuses) == (True, kept, kept)
+    assert import_torch(folder, **refuses) == (False, kept, kept)
+    (folder / "torch/__init__.py").write_text("value = 12")
+    assert import_torch(folder, **refuses)[0], "a changed source is compiled again"
+    locked = "import os; os.access = lambda *_: False; startup.keep_bytecode()"
+    assert import_torch(folder, locked) == (False, kept, kept)
+
+
+def test_bytecode_stays_where_python_keeps_it(folder_of_torch: Path) -> None:
+    """Beside the source if it can be written there, or is; where the user says; nowhere that others can write to."""
+    folder, refuses = folder_of_torch, {"PYTHONDONTWRITEBYTECODE": "1"}
+    own = folder / "cache/lorgnette/bytecode"
+    own.mkdir(parents=True)
+    own.chmod(0o777)
+    assert import_torch(folder, **refuses) == (True, "None", "None")
+    own.chmod(0o700)
+    other = str(folder / "other")
+    assert import_torch(folder, **refuses, PYTHONPYCACHEPREFIX=other) == (True, other, other)
+    assert import_torch(folder) == (True, "None", "None")
+    assert import_torch(folder, **refuses) == (False, "None", "None")
+    assert not any(own.iterdir())
 
 
 LOADS_EARLY = """

@@ -13,8 +13,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.util import cache_from_source, find_spec
 from pathlib import Path
+from stat import S_ISDIR, S_IWGRP, S_IWOTH
 from threading import Thread
 
 from lorgnette.errors import LorgnetteError
@@ -57,6 +58,38 @@ def note_command_start() -> None:
 def get_command_start() -> float | None:
     """The `time.perf_counter` of when the process was started; None if it is no command, but a notebook, say."""
     return _command_start
+
+
+def get_bytecode_folder() -> Path:
+    """Where `keep_bytecode` keeps it; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorgnette" / "bytecode"
+
+
+def keep_bytecode() -> None:
+    """Let Python keep the bytecode of what it imports, if it would compile torch from source at every start.
+
+    That takes seconds, and happens where packages are installed without bytecode and Python may not write it: their
+    folder belongs to another user, or PYTHONDONTWRITEBYTECODE is set, as in many containers. Then it is kept in the
+    user's cache folder, here and in the processes that this one starts. Does nothing where PYTHONPYCACHEPREFIX names a
+    folder, and where the cache folder cannot be made, or others can write to it.
+    """
+    spec = find_spec("torch")
+    if sys.pycache_prefix or spec is None or not spec.origin:
+        return
+    beside = Path(cache_from_source(spec.origin))
+    written_to = beside.parent if beside.parent.exists() else beside.parent.parent
+    if beside.exists() or (not sys.dont_write_bytecode and os.access(written_to, os.W_OK)):
+        return
+    folder = get_bytecode_folder()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stat = folder.lstat()
+    except OSError:
+        return
+    if S_ISDIR(stat.st_mode) and stat.st_uid == os.geteuid() and not stat.st_mode & (S_IWGRP | S_IWOTH):
+        sys.pycache_prefix, sys.dont_write_bytecode = str(folder), False
+        os.environ["PYTHONPYCACHEPREFIX"] = str(folder)
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def hide_widget_warning() -> None:
