@@ -310,12 +310,12 @@ def test_attention_on_the_gpu_equals_the_cpu(
     """Also as on a GPU without torch's flash attention."""
     monkeypatch.setattr("lorgnette.models.qwen2_vl.vision_tower.has_flash_attention", lambda device: has_flash)
     lengths = (24, 4, 64, 64, 32, 280, 16, 36)
-    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+    spans, on_gpu = (ImageSpans.from_lengths(lengths, torch.device(name)) for name in ("cpu", "cuda"))
     qkv = torch.randn(sum(lengths), 3, 4, D)
-    features = attend_within_images(qkv.to("cuda", dtype), ImageSpans(lengths, cu_seqlens.cuda())).float().cpu()
-    expected = attend_within_images(qkv.to(dtype).float(), ImageSpans(lengths, cu_seqlens))
+    features = attend_within_images(qkv.to("cuda", dtype), on_gpu).float().cpu()
+    expected = attend_within_images(qkv.to(dtype).float(), spans)
     torch.testing.assert_close(features, expected, atol=ATTENTION_TOLERANCE[dtype], rtol=0)
-    assert not torch.allclose(features, attend_within_images(qkv.flip(0), ImageSpans(lengths, cu_seqlens)), atol=0.1)
+    assert not torch.allclose(features, attend_within_images(qkv.flip(0), spans), atol=0.1)
 
 
 @CUDA

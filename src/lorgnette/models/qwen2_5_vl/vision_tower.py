@@ -48,7 +48,7 @@ class VisionTower(qwen2_vl.VisionTower):
         """Frames in the blocks of full attention, windows in the others."""
         (images, *_), merge = super()._build_spans(grids), self.config.merge_size**2
         lengths = (length * merge for grid in grids for _ in range(grid.t) for length in self._split_frame(grid)[1])
-        windows = self._upload_spans(tuple(lengths))
+        windows = ImageSpans.from_lengths(tuple(lengths), self.device)
         return [images if i in self.config.full_attention_blocks else windows for i in range(self.config.depth)]
 
     def _list_positions(self, grids: Sequence[ImageGrid]) -> Int32[np.ndarray, "N 2"]:

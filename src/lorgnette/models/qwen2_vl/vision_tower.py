@@ -15,19 +15,20 @@ largest number, 65504.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, groupby
+from itertools import accumulate
 from typing import ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int32
 from torch import Tensor
-from torch.nn.functional import gelu, linear, scaled_dot_product_attention
+from torch.nn.functional import gelu, linear
 
-from lorgnette.device import copy_to_device, has_flash_attention
+from lorgnette.device import copy_to_device, has_flash_attention, join_arrays, split_array
 from lorgnette.kernels.gelu import quick_gelu_
 from lorgnette.kernels.layer_norm import layer_norm
 from lorgnette.kernels.rotary_vision import apply_rotary_vision_
+from lorgnette.kernels.varlen_attention import split_into_tiles, varlen_attention
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.model_config import VISION_ROPE_THETA, VisionConfig
 from lorgnette.models.registry import parse_configs
@@ -37,15 +38,23 @@ from lorgnette.types import ImageGrid
 NORM_EPS = 1e-6  # a constant in transformers, not in config.json
 MLP_PADDING = 64
 """Tiles of matrix products are so deep; with a width of 3420, rows do not even begin at multiples of 16 bytes."""
-_FLASH_DTYPES = (torch.bfloat16, torch.float16)
+_HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSpans:
-    """Number of patches of each packed image, or part of one, and their cumulative sums on the device."""
+    """Number of patches of each packed image, or part of one; their cumulative sums and tiles on the device."""
 
     lengths: tuple[int, ...]
     cu_seqlens: Int32[Tensor, " B"]
+    tiles: Int32[Tensor, "n 3"]
+
+    @classmethod
+    def from_lengths(cls, lengths: tuple[int, ...], device: torch.device) -> "ImageSpans":
+        cu_seqlens, tiles = np.array(list(accumulate(lengths, initial=0)), np.int32), split_into_tiles(lengths)
+        on_device = copy_to_device(join_arrays([cu_seqlens, tiles.ravel()]), device)
+        sums, flat_tiles = split_array(on_device, [len(cu_seqlens), tiles.size])
+        return cls(lengths, sums, flat_tiles.view(-1, 3))
 
 
 class VisionTower:
@@ -172,11 +181,7 @@ class VisionTower:
     def _build_spans(self, grids: Sequence[ImageGrid]) -> list[ImageSpans]:
         """What attends to itself alone in each block: frames of images."""
         lengths = tuple(grid.h * grid.w for grid in grids for _ in range(grid.t))
-        return [self._upload_spans(lengths)] * self.config.depth
-
-    def _upload_spans(self, lengths: tuple[int, ...]) -> ImageSpans:
-        cu_seqlens = np.fromiter(accumulate(lengths, initial=0), np.int32, len(lengths) + 1)
-        return ImageSpans(lengths, copy_to_device(cu_seqlens, self.device))
+        return [ImageSpans.from_lengths(lengths, self.device)] * self.config.depth
 
     def _list_positions(self, grids: Sequence[ImageGrid]) -> Int32[np.ndarray, "N 2"]:
         """(row, column) of every patch, in the order of the residual stream."""
@@ -203,31 +208,15 @@ def add_product(x: Float[Tensor, "N E"], inputs: Float[Tensor, "N I"], weight: F
 
 
 def attend_within_images(qkv: Float[Tensor, "N 3 H D"], spans: ImageSpans) -> Float[Tensor, "N H D"]:
-    """softmax(q·kᵀ/√D)·v inside every span.
-
-    On CUDA in half precision one call of torch's flash kernels, or of its memory-efficient ones on a GPU without flash;
-    otherwise one call per run of spans of equal length.
-    """
-    q, k, v = qkv.unbind(1)
-    if qkv.is_cuda and qkv.dtype in _FLASH_DTYPES and qkv.shape[-1] % 8 == 0:
-        longest, scale = max(spans.lengths), qkv.shape[-1] ** -0.5
-        if not has_flash_attention(qkv.device):
-            packed: Tensor = torch.ops.aten._efficient_attention_forward(
-                q[None], k[None], v[None], None, spans.cu_seqlens, spans.cu_seqlens, longest, longest, 0.0, 0,
-                scale=scale,
-            )[0]  # fmt: skip
-            return packed[0]
-        out: Tensor = torch.ops.aten._flash_attention_forward(
-            q, k, v, spans.cu_seqlens, spans.cu_seqlens, longest, longest, 0.0, False, False, scale=scale
+    """softmax(q·kᵀ/√D)·v inside every span; in half precision on a GPU of before 8.0 with torch's memory-efficient
+    kernels."""
+    if qkv.is_cuda and qkv.dtype in _HALF and qkv.shape[-1] % 8 == 0 and not has_flash_attention(qkv.device):
+        (q, k, v), longest, scale = qkv.unbind(1), max(spans.lengths), qkv.shape[-1] ** -0.5
+        packed: Tensor = torch.ops.aten._efficient_attention_forward(
+            q[None], k[None], v[None], None, spans.cu_seqlens, spans.cu_seqlens, longest, longest, 0.0, 0, scale=scale
         )[0]
-        return out
-    parts, start = [], 0
-    for length, run in groupby(spans.lengths):
-        end = start + length * len(list(run))
-        q, k, v = qkv[start:end].view(-1, length, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
-        parts.append(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
-        start = end
-    return torch.cat(parts)
+        return packed[0]
+    return varlen_attention(qkv, spans.lengths, spans.tiles)
 
 
 @lru_cache(maxsize=1024)
