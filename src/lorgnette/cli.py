@@ -502,7 +502,7 @@ app.add_typer(cache_app, name="cache")
 
 @cache_app.callback()
 def cache(context: typer.Context, as_json: AsJson = False) -> None:
-    """List what is kept on disk beside runs, image features and downloads; `cache clear` deletes it."""
+    """List what is kept on disk beside runs, such as image features and downloads; `cache clear` deletes it."""
     from lorgnette.commands.cache import list_cache, show_cache
 
     if context.invoked_subcommand is None:
@@ -511,7 +511,7 @@ def cache(context: typer.Context, as_json: AsJson = False) -> None:
 
 @cache_app.command("clear")
 def cache_clear(
-    what: Annotated[Literal["features", "downloads", "all"], Argument(help="what to delete")],
+    what: Annotated[Literal["features", "downloads", "bytecode", "all"], Argument(help="what to delete")],
     older_than: Annotated[float | None, Option(metavar="DAYS", min=0, help="only if not used for so long")] = None,
     yes: Annotated[bool, Option("--yes", help="delete; without it, only list what would be deleted")] = False,
 ) -> None:

@@ -84,6 +84,13 @@ def run_beside() -> Any:
         process.communicate()
 
 
+def make_bytecode() -> Path:
+    folder = Path("home/lorgnette/bytecode/usr/lib/torch")
+    folder.mkdir(parents=True)
+    (folder / "__init__.cpython-311.pyc").write_bytes(b"0" * 100)
+    return folder
+
+
 def find(kind: str) -> list[CacheItem]:
     return [item for item in list_cache() if item.kind == kind]
 
@@ -101,6 +108,9 @@ def test_everything_is_listed_with_size_entries_and_last_use() -> None:
     assert data.path == (DATA_FOLDER / "a-b").absolute()
     assert data.num_entries == 8  # 2 images, data.jsonl, download.json; state, rows and two locks in .source
     assert data.hint == ""
+    make_bytecode()
+    [bytecode] = find("bytecode")
+    assert (bytecode.size, bytecode.num_entries, bytecode.unit, bytecode.hint) == (100, 1, "files", "")
     hf, modelscope = find("shared")
     assert (hf.size, hf.num_entries, hf.hint) == (111, 1, "to clear: hf cache ls, hf cache rm")
     assert (modelscope.num_entries, modelscope.hint) == (1, "to clear: modelscope clear-cache")
@@ -116,10 +126,16 @@ def test_without_yes_nothing_is_deleted(capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.parametrize(
     ("what", "kept"),
-    [("features", {"data", "part"}), ("downloads", {"features"}), ("all", set())],
+    [
+        ("features", {"data", "part", "bytecode"}),
+        ("downloads", {"features", "bytecode"}),
+        ("bytecode", {"features", "data", "part"}),
+        ("all", set()),
+    ],
 )
 def test_only_the_named_kind_is_deleted(what: Any, kept: set[str], capsys: pytest.CaptureFixture[str]) -> None:
     paths = {"features": make_set("one"), "data": make_download(DATA_FOLDER / "a-b", "1.jpg"), "part": make_part()}
+    paths["bytecode"] = make_bytecode()
     size = sum(item.size for name, item in zip(paths, list_cache(), strict=False) if name not in kept)
     removed = clear_cache(what, yes=True)
     assert {name for name, path in paths.items() if path.exists()} == kept

@@ -1,8 +1,8 @@
 """`cache`: what lorgnette keeps on disk beside runs, and its removal. Imports no torch.
 
-Three kinds: image features, which are computed again when needed; downloads, which are fetched again; and folders of
-hubs that other programs use too, which are listed only. Nothing that a process uses is removed, and nothing that
-lorgnette has not written itself.
+Four kinds: image features, which are computed again when needed; downloads, which are fetched again; Python's bytecode,
+which is compiled again; and folders of hubs that other programs use too, which are listed only. Nothing that a process
+uses is removed, and nothing that lorgnette has not written itself.
 """
 
 import os
@@ -25,15 +25,18 @@ from lorgnette.data.downloaded_folders import (
 )
 from lorgnette.features import cache_folder
 from lorgnette.hub import modelscope
+from lorgnette.io.atomic import remove_folder
 from lorgnette.io.shell import format_command
 from lorgnette.report.console import Terminal
 from lorgnette.resolve import DATA_FOLDER
+from lorgnette.startup import get_bytecode_folder
 
-CacheKind = Literal["features", "downloads", "shared"]
-ClearedKind = Literal["features", "downloads", "all"]
+CacheKind = Literal["features", "downloads", "bytecode", "shared"]
+ClearedKind = Literal["features", "downloads", "bytecode", "all"]
 PURPOSES: dict[CacheKind, str] = {
     "features": "image features; computed again when they are needed",
     "downloads": "data sets from hubs and unfinished downloads of models; fetched again when they are needed",
+    "bytecode": "compiled Python code of installed packages; compiled again when it is needed",
     "shared": "models from hubs; other programs use these folders too, so `cache clear` leaves them alone",
 }
 _SECONDS_PER_DAY = 24 * 60 * 60
@@ -70,7 +73,7 @@ def show_cache(*, console: Console | None = None) -> list[CacheItem]:
         terminal.print_result(f"{kind:<10} {size:>9}   {purpose}")
         for item in rows:
             terminal.print_result(_format_item(item))
-    terminal.print(f"to free space: {format_command('cache', 'clear', 'features')} (or downloads, or all)")
+    terminal.print(f"to free space: {format_command('cache', 'clear', 'features')} (or downloads, bytecode, all)")
     return items
 
 
@@ -109,7 +112,7 @@ def clear_cache(
 
 def list_cache() -> list[CacheItem]:
     """All items, largest first within their kind."""
-    items = [*_list_features(), *_list_data_sets(), *_list_parts(), *_list_hub_caches()]
+    items = [*_list_features(), *_list_data_sets(), *_list_parts(), *_list_bytecode(), *_list_hub_caches()]
     kinds = list(PURPOSES)
     return sorted(items, key=lambda item: (kinds.index(item.kind), -item.size))
 
@@ -169,6 +172,15 @@ def _list_parts() -> Iterator[CacheItem]:
                 yield CacheItem("downloads", folder, size, count, "unfinished", last_use, _explain_lock(folder))
 
 
+def _list_bytecode() -> Iterator[CacheItem]:
+    """What `startup.keep_bytecode` lets Python write."""
+    folder = get_bytecode_folder()
+    if folder.is_dir() and not folder.is_symlink():
+        size, count = _measure(folder)
+        last_use = max((path.lstat().st_mtime for path in folder.rglob("*.pyc")), default=folder.stat().st_mtime)
+        yield CacheItem("bytecode", folder, size, count, "files", last_use)
+
+
 def _list_hub_caches() -> Iterator[CacheItem]:
     hints = (
         (_get_hf_folder(), ("models--*", "datasets--*"), "to clear: hf cache ls, hf cache rm"),
@@ -186,6 +198,9 @@ def _remove(item: CacheItem) -> bool:
     """Delete an item, unless a process uses it by now."""
     if item.kind == "features":
         return cache_folder.remove_set(item.path.parent, item.path) is not None
+    if item.kind == "bytecode":
+        remove_folder(item.path)  # a process that uses it has read it, or compiles
+        return True
     if item.unit == "unfinished":
         return _remove_parts(item.path)
     with lock_download(item.path) as is_locked:
