@@ -11,6 +11,7 @@ import torch
 from lorgnette.device import (
     SideStream,
     allocate_graph,
+    copy_to_host,
     has_flash_attention,
     join_arrays,
     leave_core_free,
@@ -194,3 +195,15 @@ def test_workspaces_stay_while_a_graph_is_alive(monkeypatch: pytest.MonkeyPatch)
     del second
     release_workspaces()
     assert released == ["cache", "workspaces", "cache"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32])
+def test_a_copy_on_the_host_is_equal_and_stays_so(dtype: torch.dtype) -> None:
+    for shape in ((), (0,), (3, 5), (2, 1000, 1000)):
+        tensor = torch.full(shape, 3, dtype=dtype)
+        copied = copy_to_host(tensor.t() if tensor.dim() == 2 else tensor)
+        assert (copied.dtype, copied.numel(), copied.is_contiguous()) == (dtype, tensor.numel(), True)
+        tensor.zero_()
+        assert bool((copied == 3).all())
+    rows = torch.arange(6).view(2, 3)
+    assert torch.equal(copy_to_host(rows.t()), rows.t())

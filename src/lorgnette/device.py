@@ -75,6 +75,15 @@ def copy_to_device(values: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def copy_to_host(tensor: Tensor) -> Tensor:
+    """A contiguous copy on the CPU, in memory of its own.
+
+    NumPy takes the memory, because it asks Linux for pages of 2 MiB: to get pages of 4 KiB takes longer than the copy.
+    """
+    memory = torch.from_numpy(np.empty(max(tensor.nbytes, tensor.itemsize), np.uint8))
+    return memory.view(tensor.dtype)[: tensor.numel()].view(tensor.shape).copy_(tensor)
+
+
 def join_arrays(arrays: Iterable[Int32[np.ndarray, " _"]]) -> Int32[np.ndarray, " n"]:
     """All arrays in one, each aligned for kernels; `split_array` has them again."""
     parts = [part for array in arrays for part in (array, np.zeros(-len(array) % _ALIGNMENT, np.int32))]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lorgnette.config import TARGET_MODULES, TargetModule
+from lorgnette.device import copy_to_host
 from lorgnette.distributed import allocate_flat_grad
 from lorgnette.kernels.multi_tensor_copy import CopyOp, MultiTensorCopy
 from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
@@ -45,7 +46,7 @@ class FlatLoraParams:
 
     def copy_to_cpu(self) -> dict[str, Tensor]:
         """A copy of the master weights by name, in one transfer."""
-        return _split_into_views(self.shape, self.values.detach().to("cpu", copy=True))
+        return _split_into_views(self.shape, copy_to_host(self.values.detach()))
 
     @staticmethod
     def init_values(shape: AdapterShape, seed: int) -> Tensor:

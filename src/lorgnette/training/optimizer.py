@@ -15,6 +15,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from lorgnette.config import TrainSettings
+from lorgnette.device import copy_to_host
 from lorgnette.engine.loss_scale import allocate_loss_scale
 
 MIN_LOSS_SCALE = 1.0
@@ -92,7 +93,7 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """A copy on the CPU."""
-        return {name: [tensor.to("cpu", copy=True) for tensor in tensors] for name, tensors in self._state.items()}
+        return {name: list(map(copy_to_host, tensors)) for name, tensors in self._state.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises AttributeError, KeyError, TypeError or ValueError for the state of other parameters."""
