@@ -3,10 +3,10 @@
     python bench/plot.py results.json [more.json …] [--svg docs/bench.svg] [--without NAME …]
 
 The first table, the README's, has the runs after a first one, and the second the first runs; the chart shows the first
-table. Files of several calls are marked ¹, ², …: every ratio is to lorgnette's own runs in the same call, and lorgnette
-has a row for each call. A peer has one row, of the call with most of its runs, the later one in a tie. Then follows,
-for each call that ran them, lorgnette beside its older version and beside the fastest peer. The machine of each call is
-printed to stderr.
+table, or the second if no run is in the first. Files of several calls are marked ¹, ², …: every ratio is to lorgnette's
+own runs in the same call, and lorgnette has a row for each call. A peer has one row, of the call with most of its runs,
+the later one in a tie. Then follows, for each call that ran them, lorgnette beside its older version and beside the
+fastest peer. The machine of each call is printed to stderr.
 """
 
 import argparse
@@ -180,9 +180,10 @@ if __name__ == "__main__":
     results = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.results]
     for result in results:
         result["runs"] = [run for run in result["runs"] if run["name"] not in arguments.without]
-    rows = build_rows(results, "later")
-    tables = [format_table(rows), format_table(build_rows(results, "first"), FIRST_COLUMNS)]
+    rows, first_rows = build_rows(results, "later"), build_rows(results, "first")
+    tables = [format_table(rows), format_table(first_rows, FIRST_COLUMNS)]
     tables += [format_versions(summarize(result["runs"])) for result in results]
     print("\n\n".join(table for table in tables if table))
     print(describe_calls(results), file=sys.stderr)
-    arguments.svg.write_text(draw_chart(rows), encoding="utf-8")
+    has_later = any("saved_s" in row for row in rows.values())
+    arguments.svg.write_text(draw_chart(rows if has_later else first_rows), encoding="utf-8")
