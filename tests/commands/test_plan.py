@@ -26,6 +26,7 @@ from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.registry import parse_configs
 from lorgnette.planning.gpus import GPU_NAMES, GPUS
+from lorgnette.planning.limits import MAX_GRAPHS_AHEAD
 from lorgnette.planning.memory import GIB, MemoryFit, Workload, find_fit, predict_memory
 from lorgnette.processing.tokenizer import TextTokenizer
 from lorgnette.report.console import Terminal
@@ -99,7 +100,7 @@ def test_plan_and_train_use_the_same_workload(
     result = plan(settings, gpus=world.size, console=console)
     setup.fit_to_memory(settings, data, sampler, result.engine, torch.device("cuda"), terminal, world=world)
     assert [result.workload] == workloads
-    assert result.workload.num_graphs == (2 if world.size == 1 else 4)
+    assert result.workload.num_graphs == (2 if world.size == 1 else MAX_GRAPHS_AHEAD + 1)
 
 
 def test_printed_lines(make_settings: Callable[..., Settings], console: Console, terminal_output: io.StringIO) -> None:

@@ -133,7 +133,7 @@ def test_samples_go_to_the_log_at_every_step_and_to_trackers_before_the_last(bui
     assert tracker.answers == [(0, ["a dog"]), (5, ["a dog"])]
     assert (5, {"eval/ROUGE-L": 1.0}) in tracker.metrics
     records = [record for record in run_log.read_log(run / "log.jsonl") if record["kind"] == "samples"]
-    sample = {"kind": "samples", "answers": ["a dog"], "cut": [False], "max_new_tokens": 32}
+    sample = {"kind": "samples", "places": [], "answers": ["a dog"], "cut": [False], "max_new_tokens": 32}
     assert records == [sample | {"step": step} for step in (0, 5, 99)]
     curve = run_log.select_series(run_log.read_log(run / "log.jsonl"), "eval", "ROUGE-L")
     assert [step for step, _ in curve] == [0, 5, 99]
