@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lorgnette.kernels.dropout import Dropout
 from lorgnette.kernels.nf4 import Nf4Matrix, dequantize_nf4, quantize_absmax, quantize_nf4
+from lorgnette.kernels.swiglu import swiglu_reference
 from lorgnette.models.lora_linear import FrozenFactors, LoraFactors, LoraLinear, QuantizedWeight
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -70,7 +71,7 @@ def run_lora_linear(
     assert torch.equal(base, torch.addmm(bias, x, linear.load_weight()[:, :INPUTS].T))
     results = [
         y,
-        linear.complete_input_grad(dx_ext, dropout),
+        linear.add_lora_input_grad(dx_ext, dropout),
         factors.grad_a - 1,
         *(grad - 1 for grad in factors.grad_b),
     ]
@@ -174,6 +175,42 @@ def test_dropped_inputs_are_used_if_given() -> None:
 
 
 @pytest.mark.parametrize("use_dropout", [False, True])
+def test_the_products_with_swiglu_are_those_of_its_product(use_dropout: bool) -> None:
+    """Forward and backward, beside SwiGLU, LoraLinear and autograd on their own."""
+    w, bias, _, dy, a, b = draw_inputs(ALL_PROJECTIONS[:1] + ALL_PROJECTIONS[2:])
+    dropout = make_dropout("cpu", use_dropout)
+    gate_up = torch.randn(TOKENS, 2 * INPUTS)
+    linear = LoraLinear(torch.cat([w, torch.zeros(48, RANK)], 1), bias, INPUTS, RNG_STREAM)
+    factors = LoraFactors(
+        ALL_PROJECTIONS[2:], a[:RANK], tuple(b[1:]), torch.zeros(RANK, INPUTS), (torch.zeros(24, RANK),)
+    )
+    for op in linear.attach_adapter(factors, SCALE):
+        op.destination.copy_(op.source * op.scale)
+    x_ext, u_copy, leaf = (
+        torch.empty(TOKENS, INPUTS + RANK),
+        torch.empty(TOKENS, RANK),
+        gate_up.clone().requires_grad_(),
+    )
+    y = linear.forward_swiglu(gate_up, x_ext, dropout, u_copy)
+    product = swiglu_reference(leaf)
+    expected_ext = torch.cat([product.detach(), torch.empty(TOKENS, RANK)], 1)
+    torch.testing.assert_close(y, linear.forward(expected_ext, dropout))
+    assert torch.equal(u_copy, x_ext[:, INPUTS:])
+    expected = run_autograd((w, bias, product.detach(), dy, a[:RANK], b[1:]), ALL_PROJECTIONS[2:], dropout)
+    product.backward(expected[1])
+    recomputed = torch.empty(TOKENS, INPUTS)
+    dropped = linear.backward_swiglu(linear.backward_input(dy), gate_up, recomputed, dropout)
+    assert leaf.grad is not None
+    torch.testing.assert_close(gate_up, leaf.grad, atol=2e-4, rtol=1e-5)
+    linear.accumulate_lora_grads(dy, linear.backward_input(dy), recomputed, u_copy, dropout, dropped)
+    torch.testing.assert_close(factors.grad_a, expected[2], atol=2e-4, rtol=1e-5)
+    other = run_autograd(
+        (w, bias, product.detach(), dy, a[:RANK], b[1:]), ALL_PROJECTIONS[2:], make_dropout("cpu", not use_dropout)
+    )
+    assert (other[2] - expected[2]).abs().max() > 0.1  # negative control
+
+
+@pytest.mark.parametrize("use_dropout", [False, True])
 @pytest.mark.parametrize("bias", [torch.randn(4), None], ids=["bias", "no bias"])
 def test_without_factors_it_is_a_plain_linear_layer(bias: Tensor | None, use_dropout: bool) -> None:
     w, x, dropout = torch.randn(4, INPUTS), torch.randn(TOKENS, INPUTS), make_dropout("cpu", use_dropout)
@@ -184,7 +221,7 @@ def test_without_factors_it_is_a_plain_linear_layer(bias: Tensor | None, use_dro
     torch.testing.assert_close(linear.forward(x, use_adapter=False), expected)
     dx_ext = linear.backward_input(torch.ones(TOKENS, 4))
     linear.accumulate_lora_grads(torch.ones(TOKENS, 4), dx_ext, x, x[:, :0], dropout)
-    torch.testing.assert_close(linear.complete_input_grad(dx_ext, dropout), w.sum(0).expand(TOKENS, -1))
+    torch.testing.assert_close(linear.add_lora_input_grad(dx_ext, dropout), w.sum(0).expand(TOKENS, -1))
 
 
 @CUDA

@@ -18,6 +18,12 @@ ROOT = Path(__file__).parents[2]
 NEEDS_TRITON = pytest.mark.skipif(
     not TRITON.is_dir() and importlib.util.find_spec("triton") is None, reason="needs Triton: `make test` installs it"
 )
+NEED_TENSOR_CORES = {
+    "dropped_products:_add_dropped_products_kernel",
+    "swiglu:_swiglu_project_kernel",
+    "swiglu:_add_partials_kernel",
+}
+"""Triton has none of a T4, where torch multiplies instead."""
 CONTROL = """
 import json, sys
 from dataclasses import replace
@@ -56,7 +62,8 @@ def test_the_matrix_has_every_kernel_every_model_and_every_card() -> None:
     assert {name for launch in launches for name in launch["models"]} == {*results["models"]}
     cards = {kernel_matrix.format_capability(capability) for capability in CARDS}
     for kernel in {launch["kernel"] for launch in launches}:
-        assert {card for launch in launches if launch["kernel"] == kernel for card in launch["needs"]} == cards, kernel
+        expected = cards - {"7.5"} if kernel in NEED_TENSOR_CORES else cards
+        assert {card for launch in launches if launch["kernel"] == kernel for card in launch["needs"]} == expected
 
 
 def test_the_page_is_up_to_date() -> None:

@@ -110,10 +110,21 @@ if triton is not None:
 
     @triton.jit
     @no_type_check
+    def hash_row(key, rng_stream):
+        """The hash of a token for one projection."""
+        return fmix32((key + rng_stream.to(tl.int64) * 0x9E3779B9).to(tl.uint32))
+
+    @triton.jit
+    @no_type_check
+    def is_element_kept(row_hash, columns, threshold):
+        """Whether each of these columns of a row is kept."""
+        return fmix32(row_hash + columns.to(tl.uint32) * 0x9E3779B1) >= threshold.to(tl.uint32)
+
+    @triton.jit
+    @no_type_check
     def is_kept(key, rng_stream, columns, threshold):
-        """Whether each of these columns of a row is kept. key: points at the key of the row's token."""
-        row_key = fmix32((tl.load(key) + rng_stream.to(tl.int64) * 0x9E3779B9).to(tl.uint32))
-        return fmix32(row_key + columns.to(tl.uint32) * 0x9E3779B1) >= threshold.to(tl.uint32)
+        """The same; key points at the key of the row's token."""
+        return is_element_kept(hash_row(tl.load(key), rng_stream), columns, threshold)
 
     @triton.jit(do_not_specialize=["rng_stream", "T", "threshold"])
     @no_type_check

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from lorgnette.kernels.dropout import DropoutSpec, MaskedGrads, add_masked_grads, apply_dropout, build_kernel_args
+from lorgnette.kernels.dropout import DropoutSpec, apply_dropout, build_kernel_args
 from lorgnette.kernels.triton_import import tl, triton
 
 
@@ -51,31 +51,24 @@ def rms_norm_backward(
     rstd: Float32[Tensor, " T"],
     weight: Float[Tensor, " C"],
     residual: Float[Tensor, "T C"] | None = None,
-    masked_grads: MaskedGrads | None = None,
 ) -> tuple[Float[Tensor, "T C"], Float[Tensor, "T C"]]:
     """(gradient of x', xn recomputed with the same rounding). The weight is frozen.
 
-    grad: of xn; may be columns of a wider matrix. If `masked_grads` is given, each is masked and added to `grad` first.
+    grad: of xn; may be columns of a wider matrix.
     residual: the gradient that reaches x' past the norm; added to the result.
     """
     if not x.is_cuda:
         # dx = rstd · (g·w) − x · rstd³ · mean(g·w·x)
-        wg = grad.float()
-        if masked_grads is not None:
-            wg = wg.clone()
-            add_masked_grads(wg, *masked_grads)
-        wg = wg * weight.float()
+        wg = grad.float() * weight.float()
         mean = (wg * x.float()).mean(-1, keepdim=True)
         dx = (rstd[:, None] * (wg - x.float() * rstd[:, None].square() * mean)).to(x.dtype)
         normed = (weight.float() * (x.float() * rstd[:, None])).to(x.dtype)
         return dx if residual is None else residual + dx, normed
     block = triton.next_power_of_2(x.shape[1])
     dx, normed = torch.empty_like(x), torch.empty_like(x)
-    grads, dropout, rng_stream = masked_grads or (x[None], None, 0)
     _rms_norm_backward_kernel[(len(x),)](
-        grad, x, rstd, weight, x if residual is None else residual, dx, normed, grads, len(x), x.shape[1],
-        grad.stride(0), *build_kernel_args(dropout, x, rng_stream), ADD=residual is not None,
-        COUNT=0 if dropout is None else len(grads), BLOCK=block, num_warps=_select_num_warps(block),
+        grad, x, rstd, weight, x if residual is None else residual, dx, normed, x.shape[1], grad.stride(0),
+        ADD=residual is not None, BLOCK=block, num_warps=_select_num_warps(block),
     )  # fmt: skip
     return dx, normed
 
@@ -114,21 +107,15 @@ if triton is not None:
             masked = tl.where(kept, normed.to(tl.float32) * dropout_scale, 0.0)
             tl.store(dropped + (i * T + row) * C + offs_c, masked.to(dropped.dtype.element_ty), mask=mask_c)
 
-    @triton.jit(do_not_specialize=["T", "rng_stream", "threshold"])
+    @triton.jit
     @no_type_check
     def _rms_norm_backward_kernel(
-        grad, x, rstd, weight, residual, dx, normed, grads, T, C, grad_stride, keys, rng_stream, threshold,
-        dropout_scale,
-        ADD: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr,
-    ):  # fmt: skip
+        grad, x, rstd, weight, residual, dx, normed, C, grad_stride, ADD: tl.constexpr, BLOCK: tl.constexpr
+    ):
         row = tl.program_id(0).to(tl.int64)
         offs_c = tl.arange(0, BLOCK)
         mask_c = offs_c < C
         g = tl.load(grad + row * grad_stride + offs_c, mask=mask_c, other=0.0).to(tl.float32)
-        # Sum the projections' input gradients, each under its own mask, before the norm's backward.
-        for i in tl.static_range(COUNT):
-            masked_grad = tl.load(grads + (i * T + row) * C + offs_c, mask=mask_c, other=0.0).to(tl.float32)
-            g += tl.where(is_kept(keys + row, rng_stream + i, offs_c, threshold), masked_grad * dropout_scale, 0.0)
         values = tl.load(x + row * C + offs_c, mask=mask_c, other=0.0).to(tl.float32)
         w = tl.load(weight + offs_c, mask=mask_c, other=0.0).to(tl.float32)
         wg = g * w

@@ -52,3 +52,10 @@ def select_tiles(device: "torch.device") -> AttentionTiles:
     import torch
 
     return AttentionTiles() if device.type == "cpu" else find_tiles(torch.cuda.get_device_capability(device))
+
+
+def has_tensor_cores(x: "torch.Tensor") -> bool:
+    """Whether Triton multiplies matrices of this dtype on tensor cores of this GPU. fp32 would lose digits there."""
+    import torch
+
+    return x.is_cuda and x.dtype != torch.float32 and torch.cuda.get_device_capability(x.device) >= AMPERE

@@ -26,9 +26,11 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from lorgnette.kernels.dropout import Dropout, DropoutSpec, MaskedGrads, add_masked_grads, apply_dropout
+from lorgnette.kernels.dropout import Dropout, DropoutSpec, MaskedGrads, apply_dropout
+from lorgnette.kernels.dropped_products import add_dropped_products
 from lorgnette.kernels.multi_tensor_copy import CopyOp
 from lorgnette.kernels.nf4 import Nf4Matrix, dequantize_nf4
+from lorgnette.kernels.swiglu import swiglu, swiglu_backward, swiglu_project
 from lorgnette.models.sharded_weight import ShardedWeight
 
 
@@ -156,10 +158,11 @@ class LoraLinear:
         dropout: Dropout | None = None,
         dropped: Float[Tensor, "n T I"] | None = None,
         *,
+        has_u: bool = False,
         use_adapter: bool = True,
         rank_mask: Bool[Tensor, "#T r"] | None = None,
     ) -> Float[Tensor, "T O"]:
-        """y. The first I columns of `x_ext` hold x; the others receive u.
+        """y. The first I columns of `x_ext` hold x; the others receive u, unless they have it.
 
         dropped: x under every projection's mask, if it exists already. use_adapter: False gives the base model's y.
         rank_mask: without dropout; True for the ranks that a token does not use, if several adapters lie side by side.
@@ -167,6 +170,8 @@ class LoraLinear:
         x, u, weight = x_ext[:, : self.in_features], x_ext[:, self.in_features :], self.load_weight()
         if not use_adapter:
             x_ext, weight = x, weight[:, : self.in_features]
+        elif has_u:
+            pass
         elif self.num_adapted and dropout is None:
             torch.mm(x, self._a.T, out=u)
             if rank_mask is not None:
@@ -176,28 +181,59 @@ class LoraLinear:
             torch.bmm(dropped, self._stacked_a.mT, out=self._split_projections(u))
         return x_ext @ weight.T if self.bias is None else torch.addmm(self.bias, x_ext, weight.T)
 
+    def forward_swiglu(
+        self,
+        gate_up: Float[Tensor, "T II"],
+        x_ext: Float[Tensor, "T IR"],
+        dropout: Dropout | None = None,
+        u_copy: Float[Tensor, "T R"] | None = None,
+        *,
+        use_adapter: bool = True,
+        rank_mask: Bool[Tensor, "#T r"] | None = None,
+    ) -> Float[Tensor, "T O"]:
+        """`forward` of SwiGLU's product, which is written into `x_ext`, for one projection. u_copy: receives u too."""
+        x, u = x_ext[:, : self.in_features], x_ext[:, self.in_features :]
+        if use_adapter and self.factors is not None and dropout is not None:
+            swiglu_project(gate_up, x, self._stacked_a, dropout, self.rng_stream, u, u_copy)
+            return self.forward(x_ext, dropout, has_u=True)
+        swiglu(gate_up, x)
+        y = self.forward(x_ext, use_adapter=use_adapter, rank_mask=rank_mask)
+        if u_copy is not None:
+            u_copy.copy_(u)
+        return y
+
     def backward_input(self, dy: Float[Tensor, "T O"]) -> Float[Tensor, "T IR"]:
         """dx_ext = [dx_base | du]."""
         return dy @ self.load_weight()
 
-    def add_lora_input_grad(
-        self, dx_ext: Float[Tensor, "T IR"], dropout: Dropout | None
-    ) -> tuple[Float[Tensor, "T I"], MaskedGrads | None]:
-        """(dx, None), computed in place of dx_base. With dropout (dx_base, masked_grads): the caller adds these,
-        because its next kernel reads dx anyway."""
+    def add_lora_input_grad(self, dx_ext: Float[Tensor, "T IR"], dropout: Dropout | None) -> Float[Tensor, "T I"]:
+        """dx, computed in place of dx_base."""
         dx, du = dx_ext[:, : self.in_features], dx_ext[:, self.in_features :]
         if self.factors is not None and dropout is not None:
-            return dx, (torch.bmm(self._split_projections(du), self._stacked_a), dropout, self.rng_stream)
-        if self.factors is not None:
+            add_dropped_products(dx, du, self._stacked_a, dropout, self.rng_stream)
+        elif self.factors is not None:
             dx.addmm_(du, self._a)
-        return dx, None
-
-    def complete_input_grad(self, dx_ext: Float[Tensor, "T IR"], dropout: Dropout | None) -> Float[Tensor, "T I"]:
-        """dx, computed in place of dx_base, dropout included."""
-        dx, masked_grads = self.add_lora_input_grad(dx_ext, dropout)
-        if masked_grads is not None:
-            add_masked_grads(dx, *masked_grads)
         return dx
+
+    def backward_swiglu(
+        self,
+        dx_ext: Float[Tensor, "T IR"],
+        gate_up: Float[Tensor, "T II"],
+        x: Float[Tensor, "T I"],
+        dropout: Dropout | None,
+    ) -> Float[Tensor, "n T I"] | None:
+        """`add_lora_input_grad`, then SwiGLU's gradient in place of `gate_up`. Writes SwiGLU's product into `x`.
+
+        With dropout the product is under its mask; then returns it as `dropped` of `accumulate_lora_grads`.
+        """
+        if self.factors is None or dropout is None:
+            swiglu_backward(gate_up, self.add_lora_input_grad(dx_ext, None), x)
+            return None
+        # SwiGLU's kernel adds these: it reads dx anyway, and more than it multiplies in the same time.
+        dx, du = dx_ext[:, : self.in_features], dx_ext[:, self.in_features :]
+        masked_grads: MaskedGrads = (torch.bmm(self._split_projections(du), self._stacked_a), dropout, self.rng_stream)
+        swiglu_backward(gate_up, dx, x, masked_grads)
+        return x[None]
 
     def accumulate_lora_grads(
         self,

@@ -31,7 +31,6 @@ from lorgnette.kernels.dropout import Dropout, select_tokens
 from lorgnette.kernels.gather_sum import GatherSegments, gather_sum
 from lorgnette.kernels.rms_norm import add_rms_norm, rms_norm_backward
 from lorgnette.kernels.rotary import apply_rotary, compute_cos_sin, compute_inv_freq, expand_mrope_section
-from lorgnette.kernels.swiglu import swiglu, swiglu_backward
 from lorgnette.models.lora_linear import LoraLinear
 from lorgnette.models.model_config import LABELS_PER_CHUNK, TextConfig
 from lorgnette.models.sharded_weight import ShardedLayers
@@ -158,13 +157,13 @@ class DecoderLayer:
         gate_up = self.gate_up_proj.forward(x_ext, dropout, dropped, use_adapter=use_adapter, rank_mask=rank_mask)
         if save:
             u.append(x_ext[:, C:].clone())
-        F = self.down_proj.in_features
-        mlp_ext = x.new_empty(M, self.down_proj.ext_features)
-        dropped = swiglu(gate_up, mlp_ext[:, :F], self.down_proj.build_dropout_spec(dropout))
-        out = self.down_proj.forward(mlp_ext, dropout, dropped, use_adapter=use_adapter, rank_mask=rank_mask)
-        if not save:
+        down = self.down_proj
+        mlp_ext = x.new_empty(M, down.ext_features)
+        u_down = x.new_empty(M, down.ext_features - down.in_features) if save else None
+        out = down.forward_swiglu(gate_up, mlp_ext, dropout, u_down, use_adapter=use_adapter, rank_mask=rank_mask)
+        if u_down is None:
             return x1, out, None
-        u_qkv, u_gate_up, u_down = *u, mlp_ext[:, F:].clone()
+        u_qkv, u_gate_up = u
         return x1, out, LayerActivations(x0, rstd0, u_qkv, qkv, attn_ext, lse, x1, rstd1, u_gate_up, gate_up, u_down)
 
     def backward(
@@ -193,7 +192,7 @@ class DecoderLayer:
         side_stream.launch(accumulate_gate_up, accumulate_o)
 
         # Attention, then the rotation backwards: dqkv is the gradient of the projection's output.
-        da = self.o_proj.complete_input_grad(da_ext, query_dropout)
+        da = self.o_proj.add_lora_input_grad(da_ext, query_dropout)
         rotated = self.recompute_heads(saved.qkv, cos_sin)
         dqkv = attention_backward(da, rotated, a, saved.lse, plan, self.num_heads, saved.qkv)
         del rotated
@@ -203,8 +202,8 @@ class DecoderLayer:
         dx_ext = self.qkv_proj.backward_input(dqkv)
         if query_indices is not None:
             dx = torch.zeros_like(saved.x0).index_copy_(0, query_indices.long(), dx)
-        dx_base, masked_grads = self.qkv_proj.add_lora_input_grad(dx_ext, dropout)
-        dx, xn = rms_norm_backward(dx_base, saved.x0, saved.rstd0, self.input_norm, dx, masked_grads)
+        dxn = self.qkv_proj.add_lora_input_grad(dx_ext, dropout)
+        dx, xn = rms_norm_backward(dxn, saved.x0, saved.rstd0, self.input_norm, dx)
         side_stream.launch(partial(self.qkv_proj.accumulate_lora_grads, dqkv, dx_ext, xn, saved.u_qkv, dropout))
         return dx
 
@@ -234,15 +233,14 @@ class DecoderLayer:
         # down_proj and SwiGLU, in place of gate_up; m is the product again, down_proj's input.
         dm_ext = self.down_proj.backward_input(dx)
         m = torch.empty_like(saved.gate_up[:, : self.down_proj.in_features])
-        dm, masked_grads = self.down_proj.add_lora_input_grad(dm_ext, dropout)
-        dgate_up = swiglu_backward(saved.gate_up, dm, m, masked_grads)
-        dropped = None if masked_grads is None else m[None]
+        dropped = self.down_proj.backward_swiglu(dm_ext, saved.gate_up, m, dropout)
         side_stream.launch(partial(self.down_proj.accumulate_lora_grads, dx, dm_ext, m, saved.u_down, dropout, dropped))
 
         # gate_up_proj and the second norm, whose output is recomputed for the gradient of A.
+        dgate_up = saved.gate_up
         dx_ext = self.gate_up_proj.backward_input(dgate_up)
-        dx_base, masked_grads = self.gate_up_proj.add_lora_input_grad(dx_ext, dropout)
-        dx, xn = rms_norm_backward(dx_base, saved.x1, saved.rstd1, self.post_attention_norm, dx, masked_grads)
+        dxn = self.gate_up_proj.add_lora_input_grad(dx_ext, dropout)
+        dx, xn = rms_norm_backward(dxn, saved.x1, saved.rstd1, self.post_attention_norm, dx)
         return dx, partial(self.gate_up_proj.accumulate_lora_grads, dgate_up, dx_ext, xn, saved.u_gate_up, dropout)
 
 
