@@ -39,7 +39,7 @@ from lorgnette.models.nf4_weights import (
 from lorgnette.models.quantization import STATE
 
 _DTYPES = {"U8": torch.uint8, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-NUM_READERS = 4
+NUM_READERS = 8
 READ_BYTES = 16 * 2**20
 """Bytes per read, and per staging buffer (two per reader)."""
 _MAX_GAP_BYTES = 2**18
