@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,6 +87,12 @@ def test_a_killed_process_is_no_fault_of_the_image(tmp_path: Path) -> None:
     with pytest.raises(DecodeProcessError, match=r"ended with status -9.*a\.png"):
         process.decode(grid, has_key=True)
     process.close()
+
+
+def test_a_process_that_does_not_start_is_an_error_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/none/python")
+    with pytest.raises(DecodeProcessError, match="cannot start a process that decodes images: No such file"):
+        DecodeProcess(PROCESSOR)
 
 
 def test_many_images_are_decoded_in_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

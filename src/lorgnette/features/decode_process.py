@@ -23,19 +23,26 @@ _PIPE_BYTES = 2**20
 
 
 class DecodeProcessError(LorgnetteError):
-    """A process that decodes has ended by itself, for instance out of memory. It says nothing about the image."""
+    """A process that decodes does not start, or has ended by itself, for instance out of memory. It says nothing about
+    the image."""
 
 
 class DecodeProcess:
     """A process that decodes one image at a time. It ends with `close`, or when this process ends in any way."""
 
     def __init__(self, image_processor: ImageProcessor) -> None:
+        """Raises DecodeProcessError if the system starts no process."""
         # -P: do not search the current folder for modules. PYTHONPATH: find the same lorgnette as this process.
         command = [sys.executable, "-P", "-m", _WORKER]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        self._process = subprocess.Popen(  # noqa: S603 - a module of ours
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, process_group=0
-        )
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - a module of ours
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, process_group=0
+            )
+        except OSError as error:
+            message = f"cannot start a process that decodes images: {error.strerror or error}"
+            hint = "raise the limit on processes (ulimit -u), or end other programs"
+            raise DecodeProcessError(message, where=sys.executable, hint=hint) from error
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._requests: IO[bytes] = self._process.stdin
