@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lorgnette.kernels import compile_ahead
-from lorgnette.kernels.compile_ahead import KernelRequest, find_marker, get_compiler
+from lorgnette.kernels.compile_ahead import KernelRequest, find_marker, get_compiler, read_marker
 from lorgnette.resolve import BUILT_IN_MODEL
 
 REQUEST = KernelRequest(str(BUILT_IN_MODEL), "auto", {"rank": 16}, quantization=None, slots=(192,))
@@ -83,6 +83,16 @@ def test_everything_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     compile_ahead.request(REQUEST)
     assert get_compiler() is None
     compile_ahead.wait()
+
+
+@pytest.mark.parametrize("content", [b"", b"[192", b"192", b"[[1]]", b"\xff"])
+def test_a_damaged_marker_is_none(content: bytes, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    assert read_marker(marker) is None
+    marker.write_bytes(content)
+    assert read_marker(marker) is None
+    marker.write_bytes(b"[192, 256]")
+    assert read_marker(marker) == {192, 256}
 
 
 @pytest.mark.parametrize(("script", "error"), [(FAILS, "no ptxas"), (DIES, "their process ended with status 3")])

@@ -25,6 +25,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
+from lorgnette.errors import LorgnetteError
 from lorgnette.io.parse import parse_json
 
 _PROCESS = "lorgnette.inference.compile_kernels"
@@ -172,8 +173,11 @@ def find_marker(request: KernelRequest) -> Path:
 
 
 def read_marker(marker: Path) -> set[int] | None:
-    """The slots of the caches for which everything is compiled; None if nothing is."""
-    return set(parse_json(marker.read_bytes())) if marker.exists() else None
+    """The slots of the caches for which everything is compiled; None if nothing is, or the file is damaged."""
+    try:
+        return set(parse_json(marker.read_bytes()))
+    except (OSError, LorgnetteError, TypeError):
+        return None
 
 
 def _list_markers() -> Iterable[Path]:
