@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lorgnette.data import splits
 from lorgnette.data.splits import (
     Holdout,
     Split,
@@ -216,3 +217,17 @@ def test_holdout_as_it_is_typed(text: str | int, holdout: Holdout) -> None:
 def test_a_holdout_that_is_none(text: str | int) -> None:
     with pytest.raises(UsageError, match="write a whole number of 0 or more, or auto"):
         parse_holdout(text)
+
+
+def test_processes_find_the_copies_that_one_process_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / f"{number}.bin" for number in range(20)]
+    for number, path in enumerate(paths):  # equal sizes; equal middles; copies
+        path.write_bytes(bytes([number % 2]) + bytes(2000) + bytes([number % 3]) * 600 + bytes(2000))
+    expected = map_identical_files(paths)
+    assert {path: expected[path].name for path in paths} == {path: f"{i % 6}.bin" for i, path in enumerate(paths)}
+    monkeypatch.setattr(splits, "MIN_SHARED_FILES", 2)
+    monkeypatch.setattr(splits, "_BLOCK_FILES", 3)
+    monkeypatch.setattr(splits, "count_processes", lambda: 2)
+    assert map_identical_files(paths) == expected
+    paths[3].write_bytes(b"x" + paths[3].read_bytes()[1:])
+    assert map_identical_files(paths) != expected

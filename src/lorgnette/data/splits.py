@@ -4,9 +4,10 @@ Knows nothing about data formats, prompts or output files.
 """
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Literal
@@ -15,12 +16,17 @@ import numpy as np
 
 from lorgnette.data.example_table import ExampleTable
 from lorgnette.errors import UsageError
+from lorgnette.io.processes import count_processes, map_in_processes
 from lorgnette.types import Example
 
 Split = Literal["image", "tail"]
 Holdout = int | Literal["auto"]
 MIN_AUTO, MAX_AUTO = 4, 64
 _MIDDLE_BYTES = 1024
+MIN_SHARED_FILES = 4096
+"""Fewer files are read in this process."""
+_BLOCK_FILES = 512
+"""Files that another process reads at once."""
 
 
 def train_test_split(
@@ -90,11 +96,11 @@ def map_identical_files(paths: Iterable[Path], known_info: Mapping[Path, Hashabl
     for path in dict.fromkeys(paths):
         resolved[path] = path.resolve() if path.is_symlink() else resolve_folder(path.parent) / path.name
     info = {file: (known_info or {}).get(path) for path, file in resolved.items()}
-    first: dict[Path, Path] = {}
-    for same_size in _group_by(info, lambda file: (file.stat().st_size, info[file])):
-        for same_middle in _group_by(same_size, _read_middle):
-            for same in _group_by(same_middle, _hash_file):
-                first |= dict.fromkeys(same, same[0])
+    first = {file: file for file in info}
+    same_size = _group_by_key(info, [(file.stat().st_size, info[file]) for file in info])
+    same_middle = _group_by_content(same_size, _hash_middle)
+    for same in _group_by_content(same_middle, _hash_file):
+        first |= dict.fromkeys(same, same[0])
     return {path: first[file] for path, file in resolved.items()}
 
 
@@ -104,24 +110,38 @@ def map_copies(paths: Iterable[Path]) -> dict[Path, Path]:
     return {path: path for path in paths} | map_identical_files(path for path in paths if path.is_file())
 
 
-def _group_by(files: Iterable[Path], key: Callable[[Path], Hashable]) -> list[list[Path]]:
-    """Files with equal keys, in their order. The key of a single file is not computed."""
-    files = list(files)
+def _group_by_key(files: Iterable[Path], keys: Iterable[Hashable]) -> list[list[Path]]:
+    """Two or more files with equal keys, in their order."""
     groups: dict[Hashable, list[Path]] = defaultdict(list)
-    for file in files:
-        groups[key(file) if len(files) > 1 else None].append(file)
-    return list(groups.values())
+    for file, key in zip(files, keys, strict=True):
+        groups[key].append(file)
+    return [group for group in groups.values() if len(group) > 1]
 
 
-def _read_middle(file: Path) -> bytes:
+def _group_by_content(groups: Sequence[Sequence[Path]], hash_content: Callable[[Path], bytes]) -> list[list[Path]]:
+    """Two or more files of one group with equal hashes. Processes share many files."""
+    files = list(chain.from_iterable(groups))
+    blocks = [range(start, min(start + _BLOCK_FILES, len(files))) for start in range(0, len(files), _BLOCK_FILES)]
+    num_processes = count_processes() if len(files) > MIN_SHARED_FILES else 1
+    hash_block = partial(_hash_block, files, hash_content)
+    hashes = chain.from_iterable(map_in_processes(hash_block, blocks, num_processes))
+    numbers = (number for number, group in enumerate(groups) for _ in group)
+    return _group_by_key(files, list(zip(numbers, hashes, strict=True)))
+
+
+def _hash_block(files: Sequence[Path], hash_content: Callable[[Path], bytes], numbers: range) -> list[bytes]:
+    return [hash_content(files[number]) for number in numbers]
+
+
+def _hash_middle(file: Path) -> bytes:
+    with open(file, "rb", buffering=0) as content:
+        content.seek(max(0, os.fstat(content.fileno()).st_size // 2 - _MIDDLE_BYTES // 2))
+        return hashlib.sha256(content.read(_MIDDLE_BYTES)).digest()
+
+
+def _hash_file(file: Path) -> bytes:
     with file.open("rb") as content:
-        content.seek(max(0, file.stat().st_size // 2 - _MIDDLE_BYTES // 2))
-        return content.read(_MIDDLE_BYTES)
-
-
-def _hash_file(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+        return hashlib.file_digest(content, "sha256").digest()
 
 
 def _image_paths(examples: Iterable[Example]) -> Iterator[Path]:
@@ -183,13 +203,20 @@ def _suggest_holdout(groups: Sequence[list[int]], num_rows: int) -> str:
 
 def _group_by_image(examples: ExampleTable, identical_files: Mapping[Path, Path]) -> list[list[int]]:
     """Rows joined by a common image, also through other rows (union-find); a row without images is alone."""
-    parents = list(range(len(examples)))
     numbers, offsets = examples.list_image_numbers()
     files = dict[Path, int]()
     file_numbers = {
         number: files.setdefault(identical_files[examples.images[number].path], len(files))
         for number in dict.fromkeys(numbers.tolist())
     }
+    if (np.diff(offsets) <= 1).all():  # no row joins others
+        alone = np.arange(-1, -1 - len(examples), -1)
+        alone[np.diff(offsets) == 1] = [file_numbers[number] for number in numbers.tolist()]
+        same_file: dict[int, list[int]] = defaultdict(list)
+        for row, file in enumerate(alone.tolist()):
+            same_file[file].append(row)
+        return list(same_file.values())
+    parents = list(range(len(examples)))
     first_row: dict[int, int] = {}
     for row, (start, end) in enumerate(pairwise(offsets.tolist())):
         for number in numbers[start:end].tolist():
