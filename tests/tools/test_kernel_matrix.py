@@ -22,6 +22,7 @@ NEED_TENSOR_CORES = {
     "dropped_products:_add_dropped_products_kernel",
     "swiglu:_swiglu_project_kernel",
     "swiglu:_add_partials_kernel",
+    "varlen_attention:_varlen_attention_kernel",
 }
 """Triton has none of a T4, where torch multiplies instead."""
 CONTROL = """
