@@ -341,12 +341,14 @@ def test_a_failed_peer_keeps_its_last_lines(run_one: ModuleType, tmp_path: Path)
 def test_the_log_of_an_interrupted_training_is_read(epoch: ModuleType, process: ModuleType, tmp_path: Path) -> None:
     cut_off, file = process.FailedError("exit status none after 60 s"), tmp_path / "log.jsonl"
     with pytest.raises(process.FailedError, match="after 60 s"):
-        epoch.read_log(file, cut_off)
+        epoch.read_log(file, 60.0, cut_off)
     stages = [{"kind": "stage", "name": name, "seconds": s} for name, s in (("features", 11.4), ("decoding", 0.5))]
-    steps = [{"kind": "train", "step": n, "seconds": 2.0, "tokens_per_s": 1e4} for n in (5, 10, 15, 20)]
+    steps = [{"kind": "train", "step": n, "seconds": 2.0, "tokens_per_s": 1e4, "data_wait": 0.25}
+             for n in (5, 10, 15, 20)]  # fmt: skip
     file.write_text("".join(json.dumps(record) + "\n" for record in stages + steps) + '{"kind": "tr')
-    read = epoch.read_log(file, cut_off)
+    read = epoch.read_log(file, 60.0, cut_off)
     assert (read["steps"], read["captions_per_s"], read["features_s"]) == (10, 10 * 256 / 4, 11.4)
+    assert (read["tokens_per_s"], read["data_wait"]) == (1e4, 0.25)
     assert (read["peak_gib"], read["cut_off"]) == (None, "exit status none after 60 s")
 
 
