@@ -50,6 +50,7 @@ _LATE_BYTES = GIB // 8  # of those, graphs and the kernels of answers
 _LOADING_BYTES = 4 * 20 * 2**20  # pieces of weights on their way into a fused matrix, one of each reader
 _SEGMENT_WASTE = 2**20  # torch rounds a large tensor up to 2 MiB
 _GAPS: dict[EngineName, float] = {"fast": 0.04, "reference": 0.05}  # of activations; the fast engine has one segment
+_POOL_GAPS = 0.045  # of that segment: a little more, because a tensor that does not fit has a segment of its own
 _SMALL_POOLS = 64 * 2**20  # segments of 2 and 20 MiB that are not full
 _POOL_PHASES = ("loss", "backward", "recompute", "eval")
 _NUM_SAMPLE_ROWS, _SAMPLE_TOKENS = 8, 32  # of the KV cache of a few answers during training, and their new tokens
@@ -301,10 +302,10 @@ def compute_pool_bytes(workload: Workload) -> int:
     """What the fast engine's micro-batches divide among them; 0 for the reference engine."""
     if workload.engine == "reference":
         return 0
-    phases, gaps = predict_memory(workload).phases, 1 + _GAPS["fast"]
+    phases = predict_memory(workload).phases
     parts = ("activations", "gradients", "logits", "one layer, or logits")
     need = max(sum(phases[name].get(part, 0) for part in parts) for name in _POOL_PHASES if name in phases)
-    return -(-int(need * gaps) // 2**21) * 2**21
+    return -(-int(need * (1 + _POOL_GAPS)) // 2**21) * 2**21
 
 
 def _reduce_start(workload: Workload, available_bytes: int, loaded: MemoryFit | None) -> Workload:
