@@ -58,7 +58,8 @@ def test_a_training_from_data_to_report(prepare_run: PrepareRun, terminal_output
     assert (memory["gpu"], memory["engine"], memory["dtype"]) == (None, "reference", "float32")
     stages = [record["name"] for record in records if record["kind"] == "stage"]
     assert [name for name in stages if name != "decoding"] == [
-        "transformers", "weights", "features", "adapter", "steps", "save", "release", "answers", "checkpoint", "report",
+        "device", "fit", "transformers", "weights", "features", "adapter", "steps", "save", "release", "answers",
+        "checkpoint", "report",
     ]  # fmt: skip
     assert {path.name for path in run.run_dir.path.iterdir()} == {
         "adapter", "checkpoints", "log.jsonl", "predictions.jsonl", "report.html",

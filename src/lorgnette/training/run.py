@@ -68,7 +68,8 @@ def run_training(
     timer.attach_status(world.status)
 
     # Resolve what depends on the device and on earlier checkpoints.
-    device, dtype = _select_device_and_dtype(settings, terminal, world)
+    with timer("device", is_printed=False):
+        device, dtype = _select_device_and_dtype(settings, terminal, world)
     step, checkpoint = _find_checkpoint(run_dir, world)
     metadata = _describe_adapter(settings, data)
     sampling = SamplingParams(

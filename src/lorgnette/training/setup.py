@@ -113,7 +113,8 @@ def build_training(
         fit = fit_to_memory(in_dtype, data, sampler, engine, device, terminal, kept_tokens, loaded, world)
         return take_smallest_microbatches(fit, terminal, world)
 
-    fit = fit_memory()
+    with timer("fit", is_printed=False):
+        fit = fit_memory()
     if fit.num_shards > 1:
         text = f"each of {fit.num_shards} GPUs holds a part of every layer, and gathers the one that computes"
         terminal.print(f"layers     {text}")
@@ -124,7 +125,8 @@ def build_training(
     prefix_sharing = select_prefix_sharing(settings, "fast")
     pack_first = partial(sampler.first_steps, prefix_sharing=prefix_sharing, num_ranks=world.size)
     num_ahead = NUM_EXAMPLES_AHEAD if world.size == 1 else NUM_EXAMPLES_AHEAD_OF_RANKS
-    first_batches = pack_first(num_ahead, fit.max_tokens)
+    with timer("packing", is_printed=False):
+        first_batches = pack_first(num_ahead, fit.max_tokens)
 
     # Start everything on threads: optimizer kernels, weights, adapter, image decoding.
     image_processor = data.processor.image_processor
