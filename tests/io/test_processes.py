@@ -1,6 +1,7 @@
 """Forked processes do what `map` does, in its order, and leave no process."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -114,6 +115,18 @@ def test_a_limit_of_processes_leaves_the_work_here(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "fork", fail)
     assert {pid for pid, _ in map_in_processes(square, range(3), 2)} == {os.getpid()}
+
+
+def test_a_limit_of_open_files_leaves_the_work_here() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        results = list(map_in_processes(square, range(3), 2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert {pid for pid, _ in results} == {os.getpid()}
 
 
 def test_only_a_plain_process_starts_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -98,7 +98,10 @@ def _start_workers(function: Callable[[T], R], num_processes: int) -> list[_Work
     workers = list[_Worker]()
     context = get_context("fork")
     for _ in range(num_processes):
-        own, other = context.Pipe()
+        try:
+            own, other = context.Pipe()
+        except OSError:  # the limit of open files is reached
+            break
         inherited = [*(worker.connection for worker in workers), own]
         process = context.Process(target=_serve_tasks, args=(function, other, inherited), daemon=True)
         try:

@@ -369,9 +369,12 @@ def test_an_image_that_stands_for_two_is_found_across_processes(
     assert results[0] == results[1]
 
 
-def test_an_error_of_the_file_comes_behind_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_many(tmp_path, "a.jsonl")
-    path.write_bytes(path.read_bytes() + b"\xff\n")
+@pytest.mark.parametrize("name", ["a.jsonl", "captions.jsonl"])
+def test_an_error_of_the_file_comes_behind_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """In the second file, it is met before processes are started anew for rows with other columns."""
+    path = write_many(tmp_path, name)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:25], b"\xff\n", *lines[25:]]))
     messages = []
     for num_processes in (1, 2):
         share_rows(monkeypatch, num_processes)
@@ -379,4 +382,18 @@ def test_an_error_of_the_file_comes_behind_its_rows(tmp_path: Path, monkeypatch:
             scan(read(path))
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
-    assert "line 61" in messages[0]
+    assert "line 26" in messages[0]
+
+
+def test_rows_are_the_same_where_no_process_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_many(tmp_path, "captions.jsonl")
+    share_rows(monkeypatch, 1)
+    expected = describe_scan(scan(read(path)), [])
+
+    def fail() -> int:
+        raise BlockingIOError("no more processes")
+
+    share_rows(monkeypatch, 2)
+    monkeypatch.setattr(os, "fork", fail)
+    assert describe_scan(scan(read(path)), []) == expected
+    assert describe_scan(scan(read(path)), []) == expected

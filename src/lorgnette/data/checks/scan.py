@@ -164,13 +164,18 @@ def _scan_in_processes(
     processes are started, which know that choice. So is the block in which `stream.max_rows` is reached.
     """
     blocks: Iterator[list[PendingRow | Row]] = _split_into_blocks(islice(source, stream.max_rows), _SHARED_BLOCK_SIZE)
+    failure: Exception | None = None
     for _ in range(_MAX_STARTS):
         sent = deque[list[PendingRow | Row]]()
 
         def pack_blocks(blocks: Iterable[list[PendingRow | Row]] = blocks, sent: deque[Any] = sent) -> Iterator[Any]:
-            for block in blocks:
-                sent.append(block)
-                yield [_pack(row) for row in block]
+            nonlocal failure
+            try:
+                for block in blocks:
+                    sent.append(block)
+                    yield [_pack(row) for row in block]
+            except Exception as error:  # raised behind the rows before it, which may yet be scanned anew
+                failure = error
 
         block = None
         with closing(map_in_processes(partial(scanner.scan_packed, last), pack_blocks(), num_processes)) as parts:
@@ -182,10 +187,13 @@ def _scan_in_processes(
                 yield part
                 block = None
         if block is None:
-            return
+            break
         yield from scanner.scan_blocks(stream.interpret(block))
         blocks = chain(sent, blocks)
-    yield from scanner.scan_blocks(stream.interpret(chain.from_iterable(blocks)))
+    else:
+        yield from scanner.scan_blocks(stream.interpret(chain.from_iterable(blocks)))
+    if failure is not None and stream.max_rows != 0:
+        raise failure
 
 
 def _split_into_blocks(rows: Iterable[PendingRow | Row], size: int) -> Iterator[list[PendingRow | Row]]:
@@ -230,7 +238,7 @@ class _RowScanner:
             yield block
 
     def scan_packed(self, last: PendingRow, block: Sequence[Any]) -> _ScannedRows | None:
-        """The rows of a block, which follow `last`, in a forked process. None if columns are to be chosen."""
+        """The rows of a block, which follow `last`. None if columns are to be chosen."""
         ColumnReader.may_choose = False
         rows = (
             PendingRow(last.location._replace(row=row[0], number=row[1], sheet_row=row[2]), row[3], last.read)
@@ -241,7 +249,10 @@ class _RowScanner:
         try:
             return _ScannedRows.from_rows(self.scan_rows(RowStream([rows])))
         except OpenChoiceError:
+            self.known_paths.intersection_update(self.image_infos)  # of the others nobody waits for the infos
             return None
+        finally:  # this may be the only process, if no other can be started
+            ColumnReader.may_choose = True
 
     def scan_rows(self, rows: Iterable[Row]) -> Iterator[tuple[Row, dict[Path, ImageInfo]]]:
         """As the function `scan_rows`."""
