@@ -243,8 +243,8 @@ def test_the_metric_curve_compares_answers_of_one_token_limit() -> None:
 def test_samples_of_the_last_step_are_cut_like_those_before(
     prepare_run: PrepareRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At every step the same four prompts, at most MAX_NEW_TOKENS; only the final answers are whole."""
-    monkeypatch.setattr("lorgnette.training.eval_samples.MAX_NEW_TOKENS", 1)
+    """At every step the same four prompts, at most SAMPLE_TOKENS; only the final answers are whole."""
+    monkeypatch.setattr("lorgnette.training.eval_samples.SAMPLE_TOKENS", 1)
     monkeypatch.setattr("lorgnette.processing.processor.Processor.count_answer_tokens", lambda self, example: 0)
     run = prepare_run("train.max_steps=2", "train.eval_steps=1", "predict.max_new_tokens=3", "lora.rank=1")
     run.train()

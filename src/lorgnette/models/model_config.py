@@ -19,6 +19,8 @@ WeightShapes = dict[str, tuple[int, ...]]
 
 LABELS_PER_CHUNK = 2048
 """Rows of logits in memory at a time: 2048 × 151,936 bf16 are 0.6 GB."""
+NUM_READERS = 8
+"""Threads that read the decoder's weights, each with a piece of them on the device."""
 VISION_ROPE_THETA = 10000.0
 _Limits = Mapping[str, tuple[int | float, int | float]]
 _TEXT_LIMITS: _Limits = {

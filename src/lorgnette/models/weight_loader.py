@@ -27,7 +27,7 @@ from lorgnette.io.parse import read_tensor_entries
 from lorgnette.kernels.nf4 import Nf4Matrix, dequantize_nf4, quantize_absmax
 from lorgnette.models.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
 from lorgnette.models.family import EMBEDDING, LM_HEAD, convert_weight_name
-from lorgnette.models.model_config import has_tied_embeddings
+from lorgnette.models.model_config import NUM_READERS, has_tied_embeddings
 from lorgnette.models.nf4_weights import (
     MAX_STATE_BYTES,
     Nf4State,
@@ -39,7 +39,6 @@ from lorgnette.models.nf4_weights import (
 from lorgnette.models.quantization import STATE
 
 _DTYPES = {"U8": torch.uint8, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-NUM_READERS = 8
 READ_BYTES = 16 * 2**20
 """Bytes per read, and per staging buffer (two per reader)."""
 _MAX_GAP_BYTES = 2**18

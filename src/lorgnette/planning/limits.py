@@ -6,6 +6,8 @@ FEATURE_MEMORY_FRACTION = 0.25
 """Share of the free device memory that image features may use; the rest of them stay in pinned host memory."""
 MAX_GRAPHS_AHEAD = 8
 """Captured before the first step. A graph that one of several ranks captures later holds up all."""
+SAMPLE_TOKENS = 32
+"""Of an answer during the training whose references are shorter."""
 WARMUP_LAYERS = 2
 """Layers of the small decoder that warms up the kernels: the last layer runs other shapes than those before it."""
 

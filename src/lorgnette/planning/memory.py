@@ -20,7 +20,7 @@ from typing import Any, Literal
 from lorgnette.config import Settings
 from lorgnette.kernels import NF4_BLOCK_SIZE, NF4_NESTED_BLOCK_SIZE
 from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
-from lorgnette.models.model_config import LinearAttention
+from lorgnette.models.model_config import NUM_READERS, LinearAttention
 from lorgnette.models.quantization import (
     QLORA,
     list_modules_left_out,
@@ -47,13 +47,13 @@ _KERNEL_BYTES = GIB // 4  # kernels that are loaded into a context later
 _NCCL_BYTES = GIB // 2  # buffers that connect the GPU with the others
 _GRAPH_BYTES = GIB // 16  # of each graph that several ranks capture beside the first: assumed
 _LATE_BYTES = GIB // 8  # of those, graphs and the kernels of answers
-_LOADING_BYTES = 4 * 20 * 2**20  # pieces of weights on their way into a fused matrix, one of each reader
+_LOADING_BYTES = NUM_READERS * 20 * 2**20  # pieces of weights on their way into a fused matrix, one of each reader
 _SEGMENT_WASTE = 2**20  # torch rounds a large tensor up to 2 MiB
 _GAPS: dict[EngineName, float] = {"fast": 0.04, "reference": 0.05}  # of activations; the fast engine has one segment
 _POOL_GAPS = 0.045  # of that segment: a little more, because a tensor that does not fit has a segment of its own
 _SMALL_POOLS = 64 * 2**20  # segments of 2 and 20 MiB that are not full
 _POOL_PHASES = ("loss", "backward", "recompute", "eval")
-_NUM_SAMPLE_ROWS, _SAMPLE_TOKENS = 8, 32  # of the KV cache of a few answers during training, and their new tokens
+_NUM_SAMPLE_ROWS = 8  # of the KV cache of a few answers during training
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class Workload:
         trees = build_prefix_trees(held_out, max_tokens, prefix_sharing=prefix_sharing)
         eval_tokens, eval_labels = max(((tree.num_tokens, tree.num_labels) for tree in trees), default=(0, 0))
         lengths = RowSizes.from_examples(held_out).lengths
-        longest_answer = int(lengths.max()) + _SAMPLE_TOKENS if len(lengths) else 0
+        longest_answer = int(lengths.max()) + limits.SAMPLE_TOKENS if len(lengths) else 0
         nf4_values, nf4_bytes = measure_nf4(text, settings, hf_config)
         return cls(
             engine,

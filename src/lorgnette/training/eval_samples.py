@@ -24,6 +24,7 @@ from lorgnette.inference.sampling import SamplingParams
 from lorgnette.metrics import registry
 from lorgnette.metrics.box_answers import list_known_boxes
 from lorgnette.metrics.eval_prompts import EvalPrompt, group_by_prompt
+from lorgnette.planning.limits import SAMPLE_TOKENS
 from lorgnette.processing.processor import Processor
 from lorgnette.report import run_log
 from lorgnette.report.html.charts import Curve
@@ -31,8 +32,6 @@ from lorgnette.report.html.page import SampleHistory
 from lorgnette.types import Example, Prediction, PredictionRow, mark_cut
 
 NUM_SAMPLES = 4
-MAX_NEW_TOKENS = 32
-"""Of an answer whose references are shorter."""
 _MANY_TOKENS, _NUM_CANDIDATES = 128, 64
 """Of a reference: a longer one is taken if there are no others among the first prompts, of which these are counted."""
 RECORD_KIND = "samples"
@@ -47,7 +46,7 @@ class Samples:
 
     rows: tuple[PredictionRow, ...]
     scores: Mapping[str, float]
-    max_new_tokens: int = MAX_NEW_TOKENS
+    max_new_tokens: int = SAMPLE_TOKENS
     places: tuple[int, ...] = ()
 
     def to_record(self, step: int) -> run_log.Record:
@@ -83,7 +82,7 @@ class SampleLogger:
         chosen = range(len(prompts)) if selects_best else sorted(by_length[:NUM_SAMPLES])
         self._prompts, self._places = [prompts[i] for i in chosen], tuple(chosen)[:NUM_SAMPLES]
         longest = max((lengths[i] for i in by_length[:NUM_SAMPLES]), default=0)
-        limit = min(max(MAX_NEW_TOKENS, longest), sampling.max_new_tokens)
+        limit = min(max(SAMPLE_TOKENS, longest), sampling.max_new_tokens)
         short = replace(sampling, max_new_tokens=limit, batch_size=NUM_SAMPLES)
         self._sampling = sampling if selects_best else short
 

@@ -8,14 +8,11 @@ from lorgnette.config import Settings
 from lorgnette.engine.select import select_engine
 from lorgnette.kernels import DECODE_SPLIT_SIZE, compile_ahead
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.planning.limits import pad_slots
+from lorgnette.planning.limits import SAMPLE_TOKENS, pad_slots
 from lorgnette.processing.encoded_rows import RowSizes
 from lorgnette.report.console import Terminal
 from lorgnette.report.stage_timer import StageTimer
 from lorgnette.training.data_module import TrainingData
-
-_SHORT_ANSWER = 32
-"""Tokens of a sample during training (training/eval_samples.py), at least."""
 
 
 @contextmanager
@@ -36,7 +33,7 @@ def request_kernels(settings: Settings, data: TrainingData) -> None:
         return
     sizes = RowSizes.from_examples(data.held_out)
     longest = int((sizes.lengths - sizes.num_labels).max(initial=0))
-    new_tokens = {_SHORT_ANSWER, settings.predict.max_new_tokens} if longest else set()
+    new_tokens = {SAMPLE_TOKENS, settings.predict.max_new_tokens} if longest else set()
     slots = {round_slots(pad_slots(longest + count)) for count in new_tokens}
     compile_ahead.request(build_request(settings, data.checkpoint, slots))
 
