@@ -129,6 +129,11 @@ def test_bytecode_stays_where_python_keeps_it(folder_of_torch: Path) -> None:
     assert not any(own.iterdir())
 
 
+def test_a_user_without_a_home_keeps_no_bytecode(folder_of_torch: Path) -> None:
+    homeless = "import os; os.environ.clear(); os.path.expanduser = lambda path: path; startup.keep_bytecode()"
+    assert import_torch(folder_of_torch, homeless, PYTHONDONTWRITEBYTECODE="1") == (True, "None", "None")
+
+
 LOADS_EARLY = """
 import os, sys
 from lorgnette import startup

@@ -1,7 +1,7 @@
-"""Faster start: torch's libraries, CUDA and Triton on threads, and no garbage collection while torch is imported. How
-torch's threads wait.
+"""Faster start: torch's libraries, CUDA and Triton on threads, kept bytecode, and no garbage collection while torch is
+imported. Also when the command was started, and how torch's threads wait.
 
-Knows nothing about torch.
+Imports no torch.
 """
 
 import ctypes
@@ -80,11 +80,11 @@ def keep_bytecode() -> None:
     written_to = beside.parent if beside.parent.exists() else beside.parent.parent
     if beside.exists() or (not sys.dont_write_bytecode and os.access(written_to, os.W_OK)):
         return
-    folder = get_bytecode_folder()
     try:
+        folder = get_bytecode_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         stat = folder.lstat()
-    except OSError:
+    except (OSError, RuntimeError):  # the user has no home folder
         return
     if S_ISDIR(stat.st_mode) and stat.st_uid == os.geteuid() and not stat.st_mode & (S_IWGRP | S_IWOTH):
         sys.pycache_prefix, sys.dont_write_bytecode = str(folder), False
