@@ -169,7 +169,7 @@ def find_marker(request: KernelRequest) -> Path:
     slots."""
     config = (Path(request.model) / "config.json").read_bytes()
     fields = {name: value for name, value in asdict(request).items() if name not in ("model", "slots")}
-    return _find_cache() / f"{_name_markers()}-{_hash([fields, config.decode()])}"
+    return _find_cache() / f"{_build_marker_prefix()}-{_hash([fields, config.decode()])}"
 
 
 def read_marker(marker: Path) -> set[int] | None:
@@ -181,10 +181,10 @@ def read_marker(marker: Path) -> set[int] | None:
 
 
 def _list_markers() -> Iterable[Path]:
-    return _find_cache().glob(f"{_name_markers()}-*")
+    return _find_cache().glob(f"{_build_marker_prefix()}-*")
 
 
-def _name_markers() -> str:
+def _build_marker_prefix() -> str:
     """The common part of all markers of these sources, libraries and GPUs."""
     sources = [path for package in _SOURCES for path in sorted((_PACKAGE / package).rglob("*.py"))]
     libraries = [Path(spec.origin) for name in ("torch", "triton") if (spec := find_spec(name)) and spec.origin]
