@@ -24,6 +24,7 @@ TESTED_ELSEWHERE = {
     "data/portable_records.py": "data/test_memory_rows.py",
     "engine/base.py": "engine/test_fast.py",
     "features/cache_folder.py": "features/test_disk_cache.py",
+    "features/decode_worker.py": "features/test_decode_process.py",
     "inference/dry_run.py": "inference/test_compile_kernels.py",
     "inference/hf_generate.py": "inference/test_decode.py",
     "kernels/record_launches.py": "inference/test_compile_kernels.py",
@@ -103,8 +104,9 @@ def list_calls(path: Path) -> set[str]:
 def test_one_module_parses_what_comes_from_anybody() -> None:
     parsers = {"json.load", "json.loads", "yaml.load", "yaml.safe_load", "tomllib.load", "pickle.load", "pickle.loads"}
     modules = {str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py") if parsers & list_calls(path)}
-    # The worker reads what lorgnette wrote, and the command an exception of the process that it has forked.
-    assert modules == {"io/parse.py", "verification/peft_worker.py", "training/launch.py", "io/processes.py"}
+    # Workers and the commands that start them read what the other has written.
+    workers = {"features/decode_process.py", "features/decode_worker.py", "verification/peft_worker.py"}
+    assert modules == {"io/parse.py", "io/processes.py", "training/launch.py", *workers}
 
 
 def test_one_module_prints() -> None:
