@@ -34,7 +34,7 @@ def order_examples(num_examples: int) -> list[list[int]]:
 
 
 def write_start(model: Path, num_examples: int, folder: Path) -> None:
-    """Write adapter.safetensors, under PEFT's names, and order.json, which peers/job_start.py reads. B is zero in every new
+    """Write adapter.safetensors, under PEFT's names, and order.json, for peers/job_start.py. B is zero in every new
     adapter, so only A is there."""
     folder.mkdir(parents=True, exist_ok=True)
     shape = AdapterShape.from_settings(BaseCheckpoint.from_folder(model).load_text_config(), LoraSettings(rank=RANK))
