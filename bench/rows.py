@@ -24,10 +24,22 @@ from typing import Any
 
 CAPTIONS_PER_IMAGE = 5
 IMAGES_PER_FOLDER = 10_000
-NOUNS = "man woman dog cat train bus table child group plate street field horse boat bench kite pizza phone".split()
-ADJECTIVES = "small red old wooden large young white busy green tall open black shiny empty colorful blue".split()
-VERBS = "standing sitting riding walking looking holding flying parked lying playing waiting running".split()
-PLACES = "beach road kitchen park station river building window fence hill lake market harbor bridge".split()
+NOUNS = [
+    "man", "woman", "dog", "cat", "train", "bus", "table", "child", "group", "plate", "street", "field",
+    "horse", "boat", "bench", "kite", "pizza", "phone",
+]  # fmt: skip
+ADJECTIVES = [
+    "small", "red", "old", "wooden", "large", "young", "white", "busy", "green", "tall", "open", "black",
+    "shiny", "empty", "colorful", "blue",
+]  # fmt: skip
+VERBS = [
+    "standing", "sitting", "riding", "walking", "looking", "holding", "flying", "parked", "lying", "playing",
+    "waiting", "running",
+]  # fmt: skip
+PLACES = [
+    "beach", "road", "kitchen", "park", "station", "river", "building", "window", "fence", "hill", "lake",
+    "market", "harbor", "bridge",
+]  # fmt: skip
 
 
 def make(folder: Path, num_rows: int) -> None:
