@@ -9,6 +9,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,6 +83,18 @@ def test_a_process_that_is_killed_is_an_error() -> None:
 
     with pytest.raises(LorgnetteError, match="ended with signal 9"):
         list(map_in_processes(end, range(4), 2))
+
+
+def test_ctrl_c_is_not_for_a_process_that_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = processes._serve_tasks
+
+    def interrupt_and_serve(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        serve(*arguments)
+
+    monkeypatch.setattr(processes, "_serve_tasks", interrupt_and_serve)
+    assert [value for _, value in map_in_processes(square, range(3), 2)] == [0, 1, 4]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_processes_end_with_their_parent(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ _MAX_WAITING = 4
 _ENDING_THREAD = "torch libraries"
 """The thread of `startup.start_loading_torch`, which ends soon; it is waited for."""
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -104,6 +105,8 @@ def _start_workers(function: Callable[[T], R], num_processes: int) -> list[_Work
             break
         inherited = [*(worker.connection for worker in workers), own]
         process = context.Process(target=_serve_tasks, args=(function, other, inherited), daemon=True)
+        # Until the new process ignores Ctrl-C, this one's handler would run in it, too.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         try:
             with warnings.catch_warnings():  # Python counts the threads of libraries such as OpenBLAS, which can fork
                 warnings.simplefilter("ignore", DeprecationWarning)
@@ -112,6 +115,7 @@ def _start_workers(function: Callable[[T], R], num_processes: int) -> list[_Work
             own.close()
             break
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             other.close()
         workers.append(_Worker(process, own))
     return workers
@@ -193,6 +197,7 @@ def _serve_tasks(function: Callable[[Any], Any], connection: Connection, inherit
     """Answer tasks until the parent closes its end, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
     for other in inherited:  # else the end of a parent would not be seen
         other.close()
     while True:
