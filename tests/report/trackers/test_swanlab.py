@@ -50,6 +50,7 @@ def record_run(folder: Path, warnings: list[str]) -> SwanlabTracker:
         PredictionRow("identity_2", (folder / "gone.png",), "COCO Yes:", ("a dog",), None, "a dog"),
     ]
     tracker.log_predictions(rows, 3)
+    tracker.log_predictions([], 3)
     tracker.finish()
     return tracker
 

@@ -88,7 +88,8 @@ class SwanlabTracker:
         images = [swanlab.Image(image, caption=caption, file_type="jpg") for image, caption in thumbnails]
         texts = [swanlab.Text(row.caption, caption=row.id) for row in rows]
         media = {"Prediction": images, "Prediction texts": texts}
-        self._run.log({key: items for key, items in media.items() if items}, step=step)
+        if rows:  # to log nothing is an error there
+            self._run.log({key: items for key, items in media.items() if items}, step=step)
 
     def finish(self) -> None:
         if self._run is None:
