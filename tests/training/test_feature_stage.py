@@ -16,10 +16,13 @@ from lorgnette.config import Settings
 from lorgnette.engine.fast import FastEngine
 from lorgnette.errors import LorgnetteError
 from lorgnette.features import decode_pool
+from lorgnette.features.decode_pool import DecodePool
+from lorgnette.features.decode_process import DecodeProcessError
 from lorgnette.features.image_features import Features
 from lorgnette.lora.peft_files import WEIGHTS_FILE
 from lorgnette.planning import memory
 from lorgnette.report import run_log
+from lorgnette.types import ImageGrid
 
 SETTINGS = ("device=cpu", "engine=fast", "dtype=float32", "train.epochs=2", "train.save_steps=1", "train.eval_steps=3")
 
@@ -143,3 +146,26 @@ def test_a_damaged_image_stops_the_run_with_its_steps_saved(runs: Runs) -> None:
     runs.train("skipped", beside=True)
     assert runs.events[-4:] == ["step"] * 4, "all images are decoded before, and the row is left out"
     assert "green.png" in runs.output.getvalue()
+
+
+def test_the_end_of_a_process_that_decodes_stops_the_run_with_its_steps_saved(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = DecodePool.decode
+
+    def end(self: DecodePool, grid: ImageGrid, *, has_key: bool) -> Any:
+        if grid.image.path.name == "green.png":  # of the second step
+            raise DecodeProcessError("a process that decodes images ended with status -9")
+        return decode(self, grid, has_key=has_key)
+
+    whole = runs.train("whole", beside=True)
+    at_the_end = runs.settings.train.model_copy(update={"save_steps": None})  # of an epoch
+    runs.settings = runs.settings.model_copy(update={"train": at_the_end})
+    with monkeypatch.context() as patch:
+        patch.setattr(DecodePool, "decode", end)
+        with pytest.raises(DecodeProcessError, match="status -9"):
+            runs.train("beside", beside=True)
+    run = runs.folder / "beside"
+    assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["step-000001"]
+    resumed = lorgnette.resume(run, console=Console(file=runs.output))
+    assert is_same(whole, resumed)

@@ -202,7 +202,8 @@ class Trainer:
         Returns False if `callbacks.should_stop` of any rank ended the run early, after a checkpoint. Raises
         LorgnetteError for a loss or gradient that is not finite and names the rows of that step; the parameters keep
         their values from before it. In float16 a step whose gradient overflowed is skipped and reported instead. Raises
-        LorgnetteError, after a checkpoint, for an image that only now turns out to be damaged.
+        LorgnetteError, after a checkpoint, for an image that only now turns out to be damaged, and for a process that
+        decodes and has ended.
         """
         if self.step == 0 and self.world.size > 1:
             seed_rank(self.sampler.seed, 0, self.world)
@@ -266,12 +267,15 @@ class Trainer:
         if self._pipeline is None:
             return 0.0
         before = self._pipeline.wait_seconds
-        errors = self._pipeline.prepare(grid for batch in microbatches for grid in batch.grids)
-        if errors:
+        try:
+            errors = self._pipeline.prepare(grid for batch in microbatches for grid in batch.grids)
+            if errors:
+                raise self._build_image_error(errors)
+        except LorgnetteError:  # also of a process that decodes: the steps until here are good
             self._drain(callbacks, 0)
             if self.step > 0:
                 callbacks.on_save(self.step, self.gather_state())
-            raise self._build_image_error(errors)
+            raise
         return self._pipeline.wait_seconds - before
 
     def _launch_step(self, microbatches: Sequence[PackedBatch], wait_seconds: float, callbacks: Callbacks) -> None:
