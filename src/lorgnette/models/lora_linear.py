@@ -170,16 +170,26 @@ class LoraLinear:
         x, u, weight = x_ext[:, : self.in_features], x_ext[:, self.in_features :], self.load_weight()
         if not use_adapter:
             x_ext, weight = x, weight[:, : self.in_features]
-        elif has_u:
-            pass
-        elif self.num_adapted and dropout is None:
+        elif not has_u:
+            self._project(x, u, dropout, dropped, rank_mask)
+        return x_ext @ weight.T if self.bias is None else torch.addmm(self.bias, x_ext, weight.T)
+
+    def _project(
+        self,
+        x: Float[Tensor, "T I"],
+        u: Float[Tensor, "T R"],
+        dropout: Dropout | None,
+        dropped: Float[Tensor, "n T I"] | None,
+        rank_mask: Bool[Tensor, "#T r"] | None,
+    ) -> None:
+        """u of every adapted projection, if there are any. The others are as in `forward`."""
+        if self.num_adapted and dropout is None:
             torch.mm(x, self._a.T, out=u)
             if rank_mask is not None:
                 self._split_projections(u).masked_fill_(rank_mask, 0)  # 0 · inf would be no number
         elif self.factors is not None and dropout is not None:
             dropped = self._apply_dropout(x, dropout) if dropped is None else dropped
             torch.bmm(dropped, self._stacked_a.mT, out=self._split_projections(u))
-        return x_ext @ weight.T if self.bias is None else torch.addmm(self.bias, x_ext, weight.T)
 
     def forward_swiglu(
         self,
