@@ -3,7 +3,6 @@ half as many images a second as a vision tower takes."""
 
 import json
 import os
-import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from jaxtyping import UInt8
 
 from lorgnette.data.images import decode_budget
 from lorgnette.errors import LorgnetteError
+from lorgnette.io.module_process import start_module
 from lorgnette.processing.image_processor import ImageProcessor
 from lorgnette.types import ImageGrid
 
@@ -32,21 +32,12 @@ class DecodeProcess:
 
     def __init__(self, image_processor: ImageProcessor) -> None:
         """Raises DecodeProcessError if the system starts no process."""
-        # -P: do not search the current folder for modules. PYTHONPATH: find the same lorgnette as this process.
-        command = [sys.executable, "-P", "-m", _WORKER]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         try:
-            self._process = subprocess.Popen(  # noqa: S603 - a module of ours
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, process_group=0
-            )
+            self._process, self._requests, self._answers = start_module(_WORKER)
         except OSError as error:
             message = f"cannot start a process that decodes images: {error.strerror or error}"
             hint = "raise the limit on processes (ulimit -u), or end other programs"
             raise DecodeProcessError(message, where=sys.executable, hint=hint) from error
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._requests: IO[bytes] = self._process.stdin
-        self._answers: IO[bytes] = self._process.stdout
         _enlarge_pipe(self._answers)
         with suppress(BrokenPipeError):  # `decode` then says so, with the image
             self._send(asdict(image_processor))

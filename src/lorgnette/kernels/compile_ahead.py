@@ -15,8 +15,6 @@ import os
 import platform
 import select
 import signal
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -26,6 +24,7 @@ from threading import Lock
 from typing import Any, Literal
 
 from lorgnette.errors import LorgnetteError
+from lorgnette.io.module_process import start_module
 from lorgnette.io.parse import parse_json
 
 _PROCESS = "lorgnette.inference.compile_kernels"
@@ -61,18 +60,9 @@ class KernelCompiler:
         self.error: str | None = None
         self.is_requested = self.is_done = self.is_stopped = False
         self._lock, self._unread = Lock(), b""
-        # -P: do not search the current folder for modules. PYTHONPATH: find the same lorgnette as this process. One
-        # thread: the process forks others.
-        command = [sys.executable, "-P", "-m", _PROCESS]
+        # One thread: the process forks others.
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        environment = {**os.environ, **single, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        self._process = subprocess.Popen(  # noqa: S603 - a module of ours
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
-            start_new_session=True,
-        )  # fmt: skip
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._requests, self._answers = self._process.stdin, self._process.stdout
+        self._process, self._requests, self._answers = start_module(_PROCESS, environment=single, hides_errors=True)
         self._poll = select.poll()  # not select.select: a notebook may have many files open
         self._poll.register(self._answers, select.POLLIN)
 
