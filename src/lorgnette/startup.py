@@ -34,6 +34,8 @@ EXTENSION_MODULES = (
 )  # fmt: skip
 """Compiled modules that `train` imports before torch, with what they import. The system loads one library at a time:
 the import of another would wait until torch's are loaded."""
+LIBRARY_THREAD = "torch libraries"
+"""The thread of `start_loading_torch`, which ends soon."""
 _command_start: float | None = None
 
 
@@ -115,7 +117,7 @@ def start_loading_torch() -> None:
     if sys.platform != "linux" or "torch" in sys.modules or (spec := find_spec("torch")) is None or not spec.origin:
         return
     import_extension_modules()
-    thread = Thread(target=_load_libraries, args=(Path(spec.origin).parent / "lib",), name="torch libraries")
+    thread = Thread(target=_load_libraries, args=(Path(spec.origin).parent / "lib",), name=LIBRARY_THREAD)
     thread.start()
     os.register_at_fork(before=thread.join)  # a fork within `dlopen` would leave the loader's tables half written
 

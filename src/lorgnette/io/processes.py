@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from lorgnette.errors import LorgnetteError
+from lorgnette.startup import LIBRARY_THREAD
 
 MAX_PROCESSES = 16
 _MAX_WAITING = 4
 """Results for each process that wait for an earlier one."""
-_ENDING_THREAD = "torch libraries"
-"""The thread of `startup.start_loading_torch`, which ends soon; it is waited for."""
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 T = TypeVar("T")
@@ -37,7 +36,7 @@ def count_processes() -> int:
     safe or not there; and on one core, or where a container grants the time of one.
     """
     for thread in threading.enumerate():
-        if thread.name == _ENDING_THREAD:
+        if thread.name == LIBRARY_THREAD:
             thread.join()
     if sys.platform != "linux" or "torch" in sys.modules or threading.active_count() > 1:
         return 1
