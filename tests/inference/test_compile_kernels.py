@@ -13,16 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kernel_launches import TRITON
+from triton_interpreter import NEEDS_TRITON, TRITON
 
 from lorgnette.config import LoraSettings
 from lorgnette.kernels.compile_ahead import KernelRequest
 from lorgnette.resolve import BUILT_IN_MODEL
 
 HELPER = Path(__file__).with_name("compiled_kernels.py")
-NEEDS_TRITON = pytest.mark.skipif(
-    not TRITON.is_dir() and importlib.util.find_spec("triton") is None, reason="needs Triton: `make test` installs it"
-)
 REQUEST = KernelRequest(
     str(BUILT_IN_MODEL), "auto", LoraSettings().model_dump(mode="json"), quantization=None, slots=(192,)
 )

@@ -1,7 +1,6 @@
 """Every kernel fits every card, as compiled here without a GPU, and the page of it is up to date."""
 
 import ast
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,14 +9,12 @@ from pathlib import Path
 
 import kernel_matrix
 import pytest
-from kernel_launches import TRITON, list_fast_sizes
+from kernel_launches import list_fast_sizes
 from kernel_matrix import CARDS, KIB, WIDEST, Card, Need, Task, find_excess
 from kernels_page import RESULTS, format_page
+from triton_interpreter import NEEDS_TRITON
 
 ROOT = Path(__file__).parents[2]
-NEEDS_TRITON = pytest.mark.skipif(
-    not TRITON.is_dir() and importlib.util.find_spec("triton") is None, reason="needs Triton: `make test` installs it"
-)
 NEED_TENSOR_CORES = {
     "dropped_products:_add_dropped_products_kernel",
     "swiglu:_swiglu_project_kernel",
