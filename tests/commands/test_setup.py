@@ -58,6 +58,15 @@ def test_what_cannot_be_compiled_is_an_error(play: Callable[..., Path]) -> None:
     assert not compile_ahead._compilers
 
 
+def test_a_process_that_does_not_start_is_not_taken_for_compiled_kernels(
+    play: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play()
+    monkeypatch.setattr(sys, "executable", "/none/python")
+    with pytest.raises(LorgnetteError, match="cannot start the process that compiles"):
+        lorgnette.setup(model="demo")
+
+
 def test_without_a_gpu_there_is_nothing_to_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compile_ahead, "_has_gpu", lambda: False)
     with pytest.raises(LorgnetteError, match="no NVIDIA GPU"):

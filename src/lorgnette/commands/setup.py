@@ -41,12 +41,16 @@ def setup(
     if not compile_ahead.is_wanted(chosen.device, chosen.engine):
         hint = "run it on the machine that will train; a CPU needs no setup"
         raise LorgnetteError("no NVIDIA GPU with Triton is here", where="this machine", hint=hint)
-    compile_ahead.request(build_request(chosen, checkpoint, _SLOTS))
+    request = build_request(chosen, checkpoint, _SLOTS)
+    if compile_ahead.is_compiled(request):
+        terminal.print("kernels    compiled already")
+        return 0
+    compile_ahead.request(request)
     try:
         compiler = compile_ahead.get_compiler()
         if compiler is None:
-            terminal.print("kernels    compiled already")
-            return 0
+            hint = "raise the limit on processes (ulimit -u), or end other programs"
+            raise LorgnetteError("cannot start the process that compiles kernels", where="this machine", hint=hint)
         show_progress(compiler, terminal)
     finally:
         compile_ahead.stop()

@@ -119,19 +119,23 @@ def start(device: str, engine: str) -> None:
 
 def request(request: KernelRequest) -> None:
     """Compile what this command needs, unless it has been compiled. A process that is not needed ends."""
-    marker = find_marker(request)
-    known = read_marker(marker)
-    if known is not None and known.issuperset(request.slots):
+    if is_compiled(request):
         stop()
         return
     if not _compilers:
         _start_process()
     for compiler in _compilers:
-        compiler.request(request, marker)
+        compiler.request(request, find_marker(request))
+
+
+def is_compiled(request: KernelRequest) -> bool:
+    """Whether Triton's cache has everything of the request."""
+    known = read_marker(find_marker(request))
+    return known is not None and known.issuperset(request.slots)
 
 
 def get_compiler() -> KernelCompiler | None:
-    """The processes that compile what was requested; None if there are none."""
+    """The processes that compile what was requested; None if nothing has to be compiled, or the system starts none."""
     return next((compiler for compiler in _compilers if compiler.is_requested), None)
 
 
