@@ -71,10 +71,10 @@ def check_first_calls(function: Any, typechecker: Any) -> Any:
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
-        number = num_calls.get(function, 0)
+        number = num_calls.get(function.__code__, 0)  # not by the function: a local one would keep what it refers to
         if number >= NUM_CHECKED_CALLS:
             return function(*args, **options)
-        num_calls[function] = number + 1
+        num_calls[function.__code__] = number + 1
         return checked(*args, **options)
 
     return call
