@@ -97,6 +97,21 @@ def test_ctrl_c_is_not_for_a_process_that_starts(monkeypatch: pytest.MonkeyPatch
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
+def test_a_closed_terminal_ends_a_process_without_its_parents_handler() -> None:
+    def hang_up(number: int) -> int:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return number
+
+    before = signal.signal(signal.SIGHUP, signal.default_int_handler)
+    try:
+        with pytest.raises(LorgnetteError, match="ended with signal 1$|ended with signal 1 "):
+            list(map_in_processes(hang_up, range(4), 2))
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+        assert list(map_in_processes(hang_up, range(4), 2)) == [0, 1, 2, 3]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_processes_end_with_their_parent(tmp_path: Path) -> None:
     script = """
         import os, sys, time

@@ -24,7 +24,7 @@ MAX_PROCESSES = 16
 _MAX_WAITING = 4
 """Results for each process that wait for an earlier one."""
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -195,7 +195,9 @@ def _explain_end(worker: _Worker) -> LorgnetteError:
 def _serve_tasks(function: Callable[[Any], Any], connection: Connection, inherited: list[Connection]) -> None:
     """Answer tasks until the parent closes its end, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in _STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # the parent's handler would end in a traceback
+            signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
     for other in inherited:  # else the end of a parent would not be seen
         other.close()
