@@ -6,6 +6,7 @@ import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,6 +52,14 @@ def describe(example: Example) -> str:
     images = [(image.written, image.size) for image in example.images]
     boxes = [(box.written, box.source) for turn in example.turns for box in turn.parts if isinstance(box, Box)]
     return repr((example, fields, images, boxes))
+
+
+def test_numpys_strings_and_numbers_are_plain_ones_afterwards() -> None:
+    answer = Turn("assistant", (np.str_("a dog"),))
+    example = Example(np.str_("r7"), (Turn("user", (np.str_("What?"),)), answer), Path("a.csv"), np.int64(3))  # type: ignore[arg-type]
+    [read] = ExampleTable([example])
+    assert read == example
+    assert [type(value) for value in (read.id, read.row, *read.turns[1].parts)] == [str, int, str]
 
 
 def assert_equal(table: ExampleTable, examples: list[Example]) -> None:

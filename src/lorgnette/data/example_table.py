@@ -78,13 +78,13 @@ class _Rows:
         """Add a row behind the others."""
         shares_texts = len(self.shapes) < MAX_SHARED
         own, offset = list[Any](), None
-        own.append(example.row)
+        own.append(int(example.row))
         if shares_texts and example.id.startswith(_NUMBERED_ID):
-            offset = _read_offset(example.id, example.row)
+            offset = _read_offset(example.id, int(example.row))
         if offset is None:
-            own.append(example.id)
+            own.append(str.__str__(example.id))  # of NumPy's strings marshal would write the bytes
         if example.sheet_row:
-            own.append(example.sheet_row)
+            own.append(int(example.sheet_row))
         turns = []
         for turn in example.turns:
             is_shared, kinds = shares_texts and turn.role != "assistant", list[str | int]()
@@ -92,7 +92,7 @@ class _Rows:
                 if isinstance(part, str):
                     kinds.append(part if is_shared else _TEXT)
                     if not is_shared:
-                        own.append(part)
+                        own.append(str.__str__(part))
                 elif isinstance(part, Image):
                     kinds.append(_IMAGE)
                     self.row_images.append(self._number_image(part))
