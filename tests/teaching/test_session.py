@@ -844,6 +844,7 @@ def test_an_untuned_model_that_fails_takes_no_suggestion_away(tmp_path: Path) ->
         run.learner.suggest_error = lambda images: LorgnetteError("too large", hint="smaller")
         current = ask_untuned(run)
         view = run.until(lambda view: "too large" in (view["notice"] or {}).get("text", ""))
+        assert view["notice"]["text"].startswith("No answer of the untuned model for ")
         assert view["current"] == current
         run.learner.suggest_error = lambda images: None
         ask_untuned(run)

@@ -61,9 +61,11 @@ def describe_lost_model(error: LorgnetteError) -> Notice:
     return Notice("failed", text, " · ".join(part for part in (error.where, error.hint) if part))
 
 
-def describe_missing_suggestion(name: str, error: LorgnetteError, *, is_memory: bool) -> Notice:
-    """Say why one image has no suggestion."""
-    text = f"No suggestion for {name}: {_end(error.message)}"
+def describe_missing_suggestion(
+    name: str, error: LorgnetteError, *, is_memory: bool, is_untuned: bool = False
+) -> Notice:
+    """Say why one image has no suggestion; is_untuned: or no answer of the untuned model beside it."""
+    text = f"No {'answer of the untuned model' if is_untuned else 'suggestion'} for {name}: {_end(error.message)}"
     return Notice("memory" if is_memory else "failed", text, error.hint or "")
 
 

@@ -471,16 +471,16 @@ class Session:
 
     def refuse_suggestion(self, job: SuggestJob, error: LorgnetteError, *, is_memory: bool) -> None:
         """The model cannot suggest anything for the one image of the job."""
-        [image] = job.images
+        [image], is_untuned = job.images, job.purpose == "untuned"
         with self._changed:
-            if job.purpose == "untuned":
+            if is_untuned:
                 self._receive_untuned(image, None)
             else:
                 self._without_suggestion.add(image)
                 self._current.queue.refuse(image)
                 self._receive_rest(image, None)
             name = self._images.names[image]  # it may be one that comes later
-            self._notice = notices.describe_missing_suggestion(name, error, is_memory=is_memory)
+            self._notice = notices.describe_missing_suggestion(name, error, is_memory=is_memory, is_untuned=is_untuned)
             self._stream = None
             self._notify_change()
 
