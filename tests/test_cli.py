@@ -212,12 +212,15 @@ def test_commands_without_weights_do_not_import_torch(words: list[str], captions
 
 STOP_AT_TORCH = f"""
 import sys
+from importlib.machinery import ModuleSpec
 from lorgnette.cli import main
 class Stopped:
-    def find_spec(self, name, path=None, target=None):
-        if name == "torch":
-            unneeded = [name for name in {UNNEEDED!r} if name in sys.modules]
-            sys.exit(f"imported: {{unneeded}}" if unneeded else 0)
+    def find_spec(self, name, path=None, target=None):  # also to find its libraries
+        return ModuleSpec(name, self) if name == "torch" else None
+    def create_module(self, spec):
+        unneeded = [name for name in {UNNEEDED!r} if name in sys.modules]
+        sys.exit(f"imported: {{unneeded}}" if unneeded else 0)
+    exec_module = create_module
 sys.meta_path.insert(0, Stopped())
 main()
 raise AssertionError("torch was not imported")
