@@ -66,4 +66,4 @@ def _choose(references: Iterable[Sequence[str]], has_boxes: Iterable[bool]) -> M
 
 def _has_box(text: str) -> bool:
     """Whether it has one in a notation that nothing else has: numbers in brackets alone may be anything."""
-    return ("{" in text or "<|" in text) and any(len(found.box.corners) == 4 for found in find_boxes(text))
+    return any(len(found.box.corners) == 4 for found in find_boxes(text))
