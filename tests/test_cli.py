@@ -392,6 +392,12 @@ def test_the_end_skips_the_teardown_and_nothing_else(
     assert ("defect" in done.stderr) is ("defect" in end)
 
 
+def test_the_end_is_quiet_without_a_standard_output(tmp_path: Path) -> None:
+    program = _ENDS.format(before="os.close(1); sys.stdout = None", end="sys.exit(3)", has_torch=True)
+    done = run_python("-c", program, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (3, "")
+
+
 def test_the_end_is_pythons_own_where_others_wait_for_it(tmp_path: Path) -> None:
     program = _ENDS.format(before="atexit.register(print, 'coverage')", end="sys.exit(3)", has_torch=True)
     done = run_python("-c", program, cwd=tmp_path)

@@ -51,7 +51,7 @@ def _skip_teardown() -> None:
     if _exit_status is None or "torch" not in sys.modules or not is_alone:
         return
     try:
-        for stream in (sys.stdout, sys.stderr):
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed by who started this
             stream.flush()
     except (OSError, ValueError):
         return  # Python says it
