@@ -66,9 +66,10 @@ def test_the_user_learns_once_that_kernels_are_compiled_one_after_another(
 ) -> None:
     play("no ptxas")
     settings, data = training_data("device=auto")
-    request_kernels(settings, data)
-    for ends in (False, True):
-        wait_for_kernels(StageTimer(terminal), terminal, ends=ends)
+    with compile_kernels_ahead(settings):
+        request_kernels(settings, data)
+        for _ in range(2):
+            wait_for_kernels(StageTimer(terminal), terminal)
     assert terminal_output.getvalue().count("no ptxas") == 1
     assert not compile_ahead._compilers
 

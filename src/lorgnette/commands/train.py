@@ -19,6 +19,7 @@ from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.atomic import remove_folder, write_json, write_text
 from lorgnette.io.paths import join_sources, split_sources
 from lorgnette.io.shell import format_command
+from lorgnette.kernels import compile_ahead
 from lorgnette.metrics.own_metric import MetricFunction, check_own_metrics, resolve_metric_names
 from lorgnette.report.console import Terminal, is_silent_rank
 from lorgnette.report.manifest import build_manifest
@@ -263,7 +264,8 @@ def _train(
                 run_training(settings, run_dir, data, eval_processor, (), StageTimer(own), own, UserCallbacks(), world)
 
     if ranks.num_to_start > 1:
-        wait_for_kernels(timer, terminal, ends=True)  # no process of ours is there at the fork
+        wait_for_kernels(timer, terminal)
+        compile_ahead.stop()  # no process of ours is there at the fork
     try:
         ranks.run(settings.device, run_dir, train_rank)
     except LorgnetteError:

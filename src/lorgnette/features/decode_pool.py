@@ -96,7 +96,7 @@ class DecodePool:
         Raises LorgnetteError for an image that cannot be decoded, DecodeProcessError for a process that has ended.
         """
         if self._uses_processes:
-            return self._find_process().decode(grid, has_key=has_key)
+            return self._get_process().decode(grid, has_key=has_key)
         key = hash_image(grid) if has_key else None
         return key, load_resized(grid.image.path, self._image_processor.resize)
 
@@ -109,8 +109,8 @@ class DecodePool:
         self._executor, self._local = None, threading.local()
         self._processes.clear()
 
-    def _find_process(self) -> DecodeProcess:
-        """That of this thread."""
+    def _get_process(self) -> DecodeProcess:
+        """The process of this thread, which starts at the thread's first image."""
         if not hasattr(self._local, "process"):
             self._local.process = DecodeProcess(self._image_processor)
             self._processes.append(self._local.process)

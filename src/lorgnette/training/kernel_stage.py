@@ -49,16 +49,14 @@ def build_request(settings: Settings, checkpoint: BaseCheckpoint, slots: Iterabl
     return compile_ahead.KernelRequest(folder, settings.dtype, lora, settings.quantization, tuple(sorted(slots)))
 
 
-def wait_for_kernels(timer: StageTimer, terminal: Terminal, *, ends: bool = False) -> None:
-    """Wait until all are compiled, and show how many are. Nothing if none have to be. ends: end the processes then."""
+def wait_for_kernels(timer: StageTimer, terminal: Terminal) -> None:
+    """Wait until all are compiled, and show how many are. Nothing if none have to be."""
     compiler = compile_ahead.get_compiler()
     if compiler is not None and not compiler.is_done:
         with timer("kernels"):
             show_progress(compiler, terminal)
         if compiler.error:
             terminal.warn(f"kernels are compiled one after another, since other processes cannot: {compiler.error}")
-    if ends:
-        compile_ahead.stop()
 
 
 def show_progress(compiler: compile_ahead.KernelCompiler, terminal: Terminal) -> None:

@@ -139,7 +139,7 @@ def build_training(
     optimizer_warmup = pool.submit(warm_up_optimizer, device, dtype, settings.train)
     pool.shutdown(wait=False)
     if fit.is_loaded_in_turn:
-        wait_for_kernels(timer, terminal)
+        wait_for_kernels(timer, terminal)  # the next call waits for them, and shows nothing
     pending = open_for_training(
         data.checkpoint, settings.lora, features, dtype, seed=settings.seed,
         resume_from=resume_from or settings.adapter, group_by_image=settings.data.group_by_image,
