@@ -1,7 +1,7 @@
 """The program of a process that decodes images for DecodeProcess: reads requests from standard input until it ends.
 
     request   {"image": path, "t": …, "h": …, "w": …, "merge": …, "has_key": …}, one line of JSON
-    answer    {"wait": pixels} when a large image needs the others' memory; the next line says that it may go on
+    answer    {"wait": [width, height]} if a large image needs the memory of others; a line then says that it may go on
               {"shape": [H, W, 3], "key": hex or null}, one line of JSON, then the bytes of the pixels
               {"error": [message, where, hint]}
 

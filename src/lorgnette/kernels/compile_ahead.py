@@ -4,8 +4,8 @@
     request(…)     once it is known which model computes with which settings: what to compile
     wait()         before the first launch of a kernel
 
-Where everything has been compiled, a marker beside Triton's kernels says so, and no process is started. What another
-process has not compiled Triton compiles at its first launch, so whatever fails here costs time only. The process is
+Where everything has been compiled, a marker beside Triton's kernels says so, and no process is started. What no other
+process has compiled, Triton compiles at the first launch, so whatever fails here costs time only. The process is
 lorgnette.inference.compile_kernels. Needs no torch.
 """
 
@@ -69,7 +69,7 @@ class KernelCompiler:
     def request(self, request: KernelRequest, marker: Path) -> None:
         """Let them compile. marker: the file to write when all is done."""
         self.is_requested = True
-        with suppress(BrokenPipeError):  # `wait` then says so
+        with suppress(BrokenPipeError):  # `poll` then finds that it has ended
             self._requests.write(json.dumps({**asdict(request), "marker": str(marker)}).encode() + b"\n")
             self._requests.flush()
 

@@ -33,7 +33,7 @@ from lorgnette.types import Example, Prediction, PredictionRow, mark_cut
 
 NUM_SAMPLES = 4
 _MANY_TOKENS, _NUM_CANDIDATES = 128, 64
-"""Of a reference: a longer one is taken if there are no others among the first prompts, of which these are counted."""
+"""A longer reference is taken only if too few of the first _NUM_CANDIDATES prompts have shorter ones."""
 RECORD_KIND = "samples"
 """Kind of the log records: {"kind": "samples", "step": 10, "places": [0, …], "answers": ["a dog", …], …}, with the
 places of the answered prompts among those held out."""

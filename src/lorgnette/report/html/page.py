@@ -90,7 +90,7 @@ class _Card:
 
 
 def prepare_run_page() -> None:
-    """Do on a thread, while the training runs, what `write_run_page` would need most of its time for."""
+    """Compile the page's templates ahead: that is most of what `write_run_page` takes. Another thread may call it."""
     compile_template("page.html.j2")
 
 
