@@ -29,7 +29,7 @@ from lorgnette.io.parse import parse_json
 
 _PROCESS = "lorgnette.inference.compile_kernels"
 _PACKAGE = Path(__file__).parents[1]
-_SOURCES = ("kernels", "models", "engine", "inference", "lora")
+_SOURCES = ("kernels", "models", "planning", "lora", "engine", "inference")
 """Packages whose code decides which kernels are launched, and with what."""
 _DRIVER_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 """Of NVIDIA's driver on Linux, and in Windows' Linux."""
