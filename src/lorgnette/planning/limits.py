@@ -5,7 +5,7 @@ MAX_PATCHES_PER_CALL = 16384
 FEATURE_MEMORY_FRACTION = 0.25
 """Share of the free device memory that image features may use; the rest of them stay in pinned host memory."""
 MAX_GRAPHS_AHEAD = 8
-"""Captured before the first step. A graph that one of several ranks captures later holds up all."""
+"""Captured before the first step, at most. A graph that one of several ranks captures later holds up all."""
 SAMPLE_TOKENS = 32
 """Of an answer during the training whose references are shorter."""
 WARMUP_LAYERS = 2
