@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,15 @@ def test_pixels_and_keys_are_those_of_a_thread(process: DecodeProcess, tmp_path:
     key, pixels_of_other = process.decode(other, has_key=False)
     assert key is None
     assert not np.array_equal(pixels_of_other, pixels)
+
+
+def test_the_grid_says_the_size(process: DecodeProcess, tmp_path: Path) -> None:
+    """It is another than the processor's for held-out images of native size."""
+    grid = replace(draw(tmp_path / "a.png"), h=2, w=8)
+    _, pixels = process.decode(grid, has_key=False)
+    native = replace(PROCESSOR, size=(28, 112))
+    assert np.array_equal(pixels, load_resized(grid.image.path, native.resize))
+    assert np.array_equal(DecodePool(PROCESSOR).decode(grid, has_key=False)[1], pixels)
 
 
 def test_an_error_is_that_of_a_thread(process: DecodeProcess, tmp_path: Path) -> None:

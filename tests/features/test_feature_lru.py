@@ -1,6 +1,7 @@
 """Features make way for new ones within a limit of bytes, and equal those that `Features` makes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,8 @@ def test_features_equal_those_of_training(tiny: Path, image_processor: ImageProc
         height, width = image_processor.compute_size(*read_image_size(path))
         grids.append(ImageGrid(Image(path), 1, height // 14, width // 14, 2))
     features.prepare(grids)
-    lru, by_files = (FeatureLru(features._tower, image_processor) for _ in range(2))
+    lru = FeatureLru(features._tower, image_processor)
+    by_files = FeatureLru(features._tower, replace(image_processor, size=(28, 28)))  # the grids say the size
     lru.encode({grid: load_resized(grid.image.path, image_processor.resize) for grid in grids})
     by_files.prepare(grids)
     order = [grids[i] for i in (3, 0, 5, 0)]

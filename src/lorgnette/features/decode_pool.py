@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -98,7 +99,7 @@ class DecodePool:
         if self._uses_processes:
             return self._get_process().decode(grid, has_key=has_key)
         key = hash_image(grid) if has_key else None
-        return key, load_resized(grid.image.path, self._image_processor.resize)
+        return key, load_resized(grid.image.path, partial(self._image_processor.resize_to, grid))
 
     def close(self) -> None:
         """Drop what nobody has asked for yet, and end threads and processes."""

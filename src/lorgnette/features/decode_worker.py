@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,7 +54,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
         grid = ImageGrid(Image(Path(request["image"])), *(request[name] for name in ("t", "h", "w", "merge")))
         try:
             key = hash_image(grid) if request["has_key"] else None
-            pixels = images.load_resized(grid.image.path, processor.resize)
+            pixels = images.load_resized(grid.image.path, partial(processor.resize_to, grid))
         except LorgnetteError as error:
             write_line(answers, {"error": [error.message, error.where, error.hint]})
         else:

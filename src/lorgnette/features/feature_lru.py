@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -60,7 +61,7 @@ class FeatureLru:
         pixels, errors = dict[ImageGrid, Pixels](), dict[ImageGrid, LorgnetteError]()
         for grid in dict.fromkeys(grids):
             try:
-                pixels[grid] = load_resized(grid.image.path, self._image_processor.resize)
+                pixels[grid] = load_resized(grid.image.path, partial(self._image_processor.resize_to, grid))
             except LorgnetteError as error:
                 errors[grid] = error
         self.encode(pixels)

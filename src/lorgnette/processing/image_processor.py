@@ -16,6 +16,7 @@ from jaxtyping import Float32, UInt8
 from lorgnette.config import ProcessorSettings
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.parse import read_config, shorten
+from lorgnette.types import ImageGrid
 
 _HINT = "download the whole checkpoint again"
 _SIZES = {"patch_size": 256, "merge_size": 16, "temporal_patch_size": 16}
@@ -83,8 +84,12 @@ class ImageProcessor:
 
     def resize(self, image: PIL.Image.Image) -> UInt8[np.ndarray, "H W 3"]:
         """The pixels of an RGB image, resized (bicubic)."""
-        height, width = self.compute_size(image.width, image.height)
-        return np.asarray(image.resize((width, height), PIL.Image.Resampling.BICUBIC))
+        return _resize(image, *self.compute_size(image.width, image.height))
+
+    def resize_to(self, grid: ImageGrid, image: PIL.Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+        """The pixels of the grid's image, resized to the grid. A grid may be of a processor with another `size`, such
+        as that of the held-out prompts (predict.image_size=native)."""
+        return _resize(image, grid.h * self.patch_size, grid.w * self.patch_size)
 
     def build_normalization_table(self) -> Float32[np.ndarray, "256 3"]:
         """The normalized value of each byte value in each channel."""
@@ -112,6 +117,10 @@ def round_size(size: tuple[int, int], token_side: int) -> tuple[int, int]:
     """A (height, width) in pixels in whole tokens, at least one."""
     height, width = (max(1, round(edge / token_side)) * token_side for edge in size)
     return height, width
+
+
+def _resize(image: PIL.Image.Image, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
+    return np.asarray(image.resize((width, height), PIL.Image.Resampling.BICUBIC))
 
 
 def _read_size(config: Mapping[str, Any], name: str) -> int:
