@@ -1,7 +1,7 @@
 """Examples in a few flat buffers, which take about 100 bytes a row and its caption; each is built when it is asked for.
 
 A row's own texts, such as its answer, are in one buffer. What rows have in common (the source, the roles, the question)
-is there once for all of them, as a `_Shape`; so is an image that occurs in several rows. Forked processes share the
+is there once for all of them, as a `_Shape`; images are in a table of their own. Forked processes share the
 buffers, and send them to each other as they are.
 """
 
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar, cast, overload
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from lorgnette.data.image_table import ImageTable
 from lorgnette.types import Box, BoxSource, ControlToken, Example, Image, Role, Turn, TurnPart
 
 MAX_SHARED = 4096
@@ -23,8 +24,6 @@ _NUMBERED_ID = "identity_"
 """The name of a row that has none of its own (`RowLocation.id`); only its number is kept."""
 _IMAGE, _TEXT, _BOX = 0, 1, 2
 """A part that is the row's own; any other is the text itself."""
-ImageKey = str | tuple[str, str, tuple[int, int] | None]
-"""An image's path; with the path as written and the size, if the data gives one of them."""
 T = TypeVar("T")
 
 
@@ -70,7 +69,7 @@ class _Rows:
     def __init__(self) -> None:
         self.shapes, self.shape_numbers = list[_Shape](), dict[_Shape, int]()
         self.sources, self.references = list[Path](), list[slice | None]()
-        self.images, self.image_numbers = list[Image](), dict[ImageKey, int]()
+        self.images = ImageTable()
         self.texts, self.ends = bytearray(), array("q", [0])
         self.row_shapes, self.row_images, self.image_ends = array("i"), array("i"), array("q", [0])
 
@@ -95,7 +94,7 @@ class _Rows:
                         own.append(str.__str__(part))
                 elif isinstance(part, Image):
                     kinds.append(_IMAGE)
-                    self.row_images.append(self._number_image(part))
+                    self.row_images.append(self.images.add(part))
                 else:
                     kinds.append(_BOX)
                     own.append(_to_values(part))
@@ -111,7 +110,7 @@ class _Rows:
     def extend(self, rows: "_Rows") -> None:
         """Add all rows behind the others."""
         shapes = [self._number_shape(shape, source) for shape, source in zip(rows.shapes, rows.sources, strict=True)]
-        images = list(map(self._number_image, rows.images))
+        images = self.images.extend(rows.images)
         start, image_start = len(self.texts), len(self.row_images)
         self.texts += rows.texts
         self.ends.frombytes((view_int64(rows.ends)[1:] + start).tobytes())
@@ -125,13 +124,6 @@ class _Rows:
             self.shapes.append(shape)
             self.sources.append(source)
             self.references.append(shape.find_reference())
-        return number
-
-    def _number_image(self, image: Image) -> int:
-        key = _make_key(image)
-        number = self.image_numbers.setdefault(key, len(self.images))
-        if number == len(self.images):
-            self.images.append(image)
         return number
 
     def load(self, i: int) -> list[Any]:
@@ -165,16 +157,14 @@ class _Rows:
         return self.build(i).reference if place is None else "".join(self.load(i)[place])
 
     def __getstate__(self) -> tuple[Any, ...]:
-        keys = list(map(_make_key, self.images))
-        return self.shapes, self.sources, keys, self.texts, self.ends, self.row_shapes, self.row_images, self.image_ends
+        buffers = self.texts, self.ends, self.row_shapes, self.row_images, self.image_ends
+        return self.shapes, self.sources, self.images, *buffers
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.__init__()  # type: ignore[misc]
-        shapes, sources, keys, *buffers = state
+        shapes, sources, self.images, *buffers = state
         for shape, source in zip(shapes, sources, strict=True):
             self._number_shape(shape, source)
-        for key in keys:
-            self._number_image(Image(Path(key)) if isinstance(key, str) else Image(Path(key[0]), *key[1:]))
         self.texts, self.ends, self.row_shapes, self.row_images, self.image_ends = buffers
 
 
@@ -185,6 +175,7 @@ class ExampleTable(Sequence[Example]):
         self._rows, self._indices = _Rows(), cast("Int64[np.ndarray, ' N'] | None", None)
         for example in examples:
             self._rows.add(example)
+        self._rows.images.drop_lookup()
 
     def extend(self, table: "ExampleTable") -> None:
         """Add the rows of a table that is no part of another."""
@@ -195,6 +186,10 @@ class ExampleTable(Sequence[Example]):
     def add(self, example: Example) -> None:
         """Add a row behind the others."""
         self._rows.add(example)
+
+    def drop_lookup(self) -> None:
+        """Free what only `add` and `extend` need, which build it anew."""
+        self._rows.images.drop_lookup()
 
     def select(self, indices: Sequence[int] | Int64[np.ndarray, " n"]) -> "ExampleTable":
         """Some of these rows, in the order of the indices; they share the buffers."""
@@ -255,13 +250,9 @@ class ExampleTable(Sequence[Example]):
             yield self[row], count
 
     @property
-    def images(self) -> Sequence[Image]:
+    def images(self) -> ImageTable:
         """The distinct images of all rows, also of those that this part of them does not have."""
         return self._rows.images
-
-    def find_image(self, image: Image) -> int:
-        """The number in `images` of an image of these rows."""
-        return self._rows.image_numbers[_make_key(image)]
 
     def list_image_numbers(self) -> tuple[Int32[np.ndarray, " M"], Int64[np.ndarray, " _"]]:
         """(numbers in `images` of the images of all rows, offsets): row i has numbers[offsets[i] : offsets[i + 1]]."""
@@ -312,11 +303,6 @@ def _to_box(values: tuple[Any, ...]) -> Box:
     corners, label, image, unit, written, source = values
     pieces = tuple(piece if isinstance(piece, str) else ControlToken(*piece) for piece in written)
     return Box(corners, label, image, unit, pieces, BoxSource(*source))
-
-
-def _make_key(image: Image) -> ImageKey:
-    path = str(image.path)
-    return path if image.size is None and not image.written else (path, image.written, image.size)
 
 
 def _read_offset(id_: str, row: int) -> int | None:

@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from lorgnette.data.example_table import ExampleTable
+from lorgnette.data.image_table import ImageTable
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.processes import count_processes, map_in_processes
 from lorgnette.processing.encoded_rows import EncodedRows, RowBuffers
 from lorgnette.processing.processor import Processor
-from lorgnette.types import ImageGrid, Problem
+from lorgnette.types import Problem
 
 MIN_SHARED_ROWS = 8192
 """Fewer rows are encoded in this process."""
@@ -31,11 +32,9 @@ class EncodeResult:
 @dataclass(slots=True)
 class _EncodedBlock:
     """Some rows. used: the numbers, among all examples, of those that were encoded. with_boxes: of those that have
-    boxes, which `written` has as the model writes them. grids: those of `buffers` as a process sends them, with the
-    number of the image."""
+    boxes, which `written` has as the model writes them."""
 
-    buffers: RowBuffers = field(default_factory=RowBuffers)
-    grids: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    buffers: RowBuffers
     used: list[int] = field(default_factory=list)
     with_boxes: list[int] = field(default_factory=list)
     written: ExampleTable = field(default_factory=ExampleTable)
@@ -57,10 +56,8 @@ def encode_rows(processor: Processor, examples: ExampleTable) -> EncodeResult:
     """Encode the examples. Those that cannot be encoded are problems, in the order of the examples."""
     blocks = [range(i, min(i + _BLOCK_SIZE, len(examples))) for i in range(0, len(examples), _BLOCK_SIZE)]
     num_processes = count_processes() if len(examples) > MIN_SHARED_ROWS else 1
-    total = _EncodedBlock()
+    total = _EncodedBlock(RowBuffers(examples.images))
     for block in map_in_processes(partial(_encode_block, processor, examples), blocks, num_processes):
-        grids = (ImageGrid(examples.images[number], *sizes) for number, *sizes in block.grids)
-        block.buffers.grids = {grid: number for number, grid in enumerate(grids)}
         total.extend(block)
     conversations = examples if len(total.used) == len(examples) else examples.select(total.used)
     if total.with_boxes:
@@ -73,21 +70,20 @@ def encode_rows(processor: Processor, examples: ExampleTable) -> EncodeResult:
 
 
 def _encode_block(processor: Processor, examples: ExampleTable, numbers: range) -> _EncodedBlock:
-    block = _EncodedBlock()
-    for number in numbers:
-        example = examples[number]
+    block, rows = _EncodedBlock(RowBuffers(examples.images)), examples.select(numbers)
+    images, ends = (values.tolist() for values in rows.list_image_numbers())
+    for number, example, start, end in zip(numbers, rows, ends[:-1], ends[1:], strict=True):
         try:
             row = processor.encode_row(example)
         except LorgnetteError as error:
             block.problems.append(Problem(example.source, example.row, error.message, error.hint or _FIX_ROW))
             continue
-        block.buffers.add(row)
+        block.buffers.add(row, images[start:end])
         block.used.append(number)
         block.num_skipped += row.num_skipped
         if row.example is not example:
             block.with_boxes.append(number)
             block.written.add(row.example)
             block.num_flat += processor.count_flat_boxes(example)
-    block.grids = [(examples.find_image(g.image), g.t, g.h, g.w, g.merge) for g in block.buffers.grids]
-    block.buffers.grids = {}
+    block.buffers.grids.images = ImageTable()  # not to be sent: they are those of all examples
     return block

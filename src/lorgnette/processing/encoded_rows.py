@@ -22,6 +22,8 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from lorgnette.data.example_table import ExampleTable, gather_runs, view_int32, view_int64
+from lorgnette.data.image_table import ImageTable
+from lorgnette.processing.grid_table import GridKey, GridTable
 from lorgnette.types import IGNORE_INDEX, Encoded, Example, ImageGrid
 
 MAX_BEGINNINGS = 1 << 16
@@ -158,7 +160,7 @@ class _Table:
     image_starts: Int32[np.ndarray, " M"]
     images: Int32[np.ndarray, " M"]
     image_offsets: Int64[np.ndarray, " _"]
-    grids: Sequence[ImageGrid]
+    grids: GridTable
     image_token_id: int
     compute_position_ids: PositionFunction
 
@@ -172,7 +174,7 @@ class _Table:
         return row.expand(self.image_token_id, self.compute_position_ids)
 
     def measure(self) -> RowSizes:
-        num_tokens = _as_int32(grid.num_tokens for grid in self.grids)[self.images]
+        num_tokens = self.grids.count_tokens()[self.images]
         used_lengths, shared_lengths = np.zeros((2, len(self.conversations)), np.int32)
         has_labels, has_images = np.diff(self.span_offsets) > 0, np.diff(self.image_offsets) > 0
         used_lengths[has_labels] = self.spans[self.span_offsets[1:][has_labels] - 1, 1] - 1
@@ -191,28 +193,30 @@ class RowBuffers:
     Row i has text[text_ends[i] : text_ends[i + 1]] behind beginnings[row_beginnings[i]], and so on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, images: ImageTable) -> None:
+        """images: those that the rows have; more may be added to it."""
         self.beginnings, self.row_beginnings = dict[tuple[int, ...], int](), array("i")
-        self.grids = dict[ImageGrid, int]()
+        self.grids = GridTable(images)
         self.text, self.spans, self.image_starts, self.images = array("i"), array("i"), array("i"), array("i")
         self.text_ends, self.span_ends, self.image_ends = array("q", [0]), array("q", [0]), array("q", [0])
 
-    def add(self, row: TextRow) -> None:
-        """Add a row behind the others."""
+    def add(self, row: TextRow, images: Iterable[int]) -> None:
+        """Add a row behind the others. images: the numbers of its images."""
         beginning = row.beginning if len(self.beginnings) < MAX_BEGINNINGS else ()
         self.row_beginnings.append(self.beginnings.setdefault(beginning, len(self.beginnings)))
         self.text.extend(row.text[len(beginning) :])
         self.spans.extend(row.spans)
         self.image_starts.extend(row.image_starts)
-        self.images.extend([self.grids.setdefault(grid, len(self.grids)) for grid in row.grids])
+        grids = zip(images, row.grids, strict=True)
+        self.images.extend([self.grids.add(image, grid.t, grid.h, grid.w, grid.merge) for image, grid in grids])
         self.text_ends.append(len(self.text))
         self.span_ends.append(len(self.spans) // 2)
         self.image_ends.append(len(self.images))
 
     def extend(self, rows: "RowBuffers") -> None:
-        """Add all rows behind the others."""
+        """Add all rows, which have the same table of images, behind the others."""
         beginnings = _as_int32(self.beginnings.setdefault(ids, len(self.beginnings)) for ids in rows.beginnings)
-        grids = _as_int32(self.grids.setdefault(grid, len(self.grids)) for grid in rows.grids)
+        grids = _as_int32(self.grids.add(*values) for values in rows.grids.iter_values())
         self.row_beginnings.frombytes(beginnings[view_int32(rows.row_beginnings)].tobytes())
         self.images.frombytes(grids[view_int32(rows.images)].tobytes())
         for own, other, total in (
@@ -248,10 +252,11 @@ class EncodedRows(Sequence[Encoded]):
         cls, rows: Iterable[TextRow], image_token_id: int, compute_position_ids: PositionFunction
     ) -> "EncodedRows":
         """image_token_id, compute_position_ids: as in `TextRow.expand`."""
-        conversations, buffers = ExampleTable(), RowBuffers()
+        conversations, images = ExampleTable(), ImageTable()
+        buffers = RowBuffers(images)
         for row in rows:
             conversations.add(row.example)
-            buffers.add(row)
+            buffers.add(row, [images.add(grid.image) for grid in row.grids])
         return cls.from_buffers(conversations, buffers, image_token_id, compute_position_ids)
 
     @classmethod
@@ -263,11 +268,12 @@ class EncodedRows(Sequence[Encoded]):
         compute_position_ids: PositionFunction,
     ) -> "EncodedRows":
         """conversations: the examples of the rows. buffers: cannot grow any more: the rows are views of them."""
+        buffers.grids.drop_lookup()
         table = _Table(
             conversations, [np.array(ids, np.int32) for ids in buffers.beginnings],
             view_int32(buffers.row_beginnings), view_int32(buffers.text), view_int64(buffers.text_ends),
             view_int32(buffers.spans).reshape(-1, 2), view_int64(buffers.span_ends), view_int32(buffers.image_starts),
-            view_int32(buffers.images), view_int64(buffers.image_ends), list(buffers.grids), image_token_id,
+            view_int32(buffers.images), view_int64(buffers.image_ends), buffers.grids, image_token_id,
             compute_position_ids,
         )  # fmt: skip
         return cls(table, np.arange(len(conversations)), table.measure())
@@ -277,15 +283,19 @@ class EncodedRows(Sequence[Encoded]):
         """The examples before they were encoded, with their boxes as the model writes them."""
         return self._table.conversations.select(self._indices)
 
-    def update_digest(self, digest: "hashlib._Hash", image_order: Mapping[ImageGrid, int]) -> None:
+    def list_grid_keys(self) -> list[GridKey]:
+        """Of `sizes.distinct_grids`."""
+        return [self._table.grids.get_key(number) for number in dict.fromkeys(self.sizes.images.tolist())]
+
+    def update_digest(self, digest: "hashlib._Hash", image_order: Mapping[GridKey, int]) -> None:
         """Add to a digest all that tokens, labels and positions of these rows follow from. image_order: a number for
-        each of their images. Equal rows have equal digests, whatever rows were encoded with them."""
+        each of their grids. Equal rows have equal digests, whatever rows were encoded with them."""
         table = self._table
         beginnings, firsts = _number_by_first_use(table.row_beginnings[self._indices])
         texts = [table.beginnings[number].tolist() for number in firsts.tolist()]
-        images = [(image_order[grid], grid.t, grid.h, grid.w, grid.merge) for grid in self.sizes.distinct_grids]
+        images = [(image_order[key], *key[1:]) for key in self.list_grid_keys()]
         digest.update(f"{len(self)} {table.image_token_id} {texts} {images}".encode())
-        order = _as_int32(image_order.get(grid, -1) for grid in table.grids)
+        order = _as_int32(image_order.get(table.grids.get_key(number), -1) for number in range(len(table.grids)))
         for start in range(0, len(self), _DIGEST_ROWS):
             rows = self._indices[start : start + _DIGEST_ROWS]
             digest.update(beginnings[start : start + _DIGEST_ROWS].tobytes())

@@ -100,6 +100,7 @@ class TrainingData:
         with gc_paused():
             encoded, encoded_test = (encode_rows(processor, rows) for rows in (train_rows, test_rows))
         examples, held_out = encoded.rows, encoded_test.rows
+        sizes.clear()
         _return_memory()
 
         # Check the result.
@@ -178,7 +179,9 @@ class TrainingData:
         """
         files = {str(path): compute_sha256(path) for path in self.files if path.is_file()}
         files |= hash_adapter(self.adapter) if self.adapter else {}
-        return files | {"weights": self.checkpoint.fingerprint, "examples": self._hash_examples()}
+        examples = self._hash_examples()
+        _return_memory()
+        return files | {"weights": self.checkpoint.fingerprint, "examples": examples}
 
     def hash_images(self) -> dict[str, str]:
         """Image file → its hash: first the `num_training_images` that are trained on, in the order of the examples."""
@@ -193,8 +196,10 @@ class TrainingData:
 
     def _hash_examples(self) -> str:
         digest = hashlib.sha256(repr(self.processor.image_processor).encode())
-        order = {grid: number for number, grid in enumerate(self.grids)}
-        for part in (self.examples, self.held_out):
+        parts = self.examples, self.held_out
+        keys = dict.fromkeys(chain.from_iterable(part.list_grid_keys() for part in parts))
+        order = {key: number for number, key in enumerate(keys)}
+        for part in parts:
             part.update_digest(digest, order)
         return digest.hexdigest()
 

@@ -127,6 +127,7 @@ def scan(
         problems += part.problems
         for image, info in zip(part.examples.images, part.infos, strict=True):
             image_infos.setdefault(image.path, info)
+    examples.drop_lookup()
     if collisions := name_matches.find_collisions(examples):
         problems += collisions.values()
         examples = ExampleTable(row for row in examples if row not in collisions)
