@@ -198,13 +198,15 @@ def test_those_that_run_go_on_while_others_join(share: float, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("seconds", [0.0, 5.0])
-def test_those_that_wait_join_together_with_those_that_are_read(seconds: float) -> None:
-    """seconds: of the last join. Whoever came first waits as long for others, and no longer."""
+def test_those_that_wait_join_together_with_those_that_are_read(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for longer than `seconds`."""
+    monkeypatch.setattr("lorgnette.server.scheduler._MAX_PAUSE_SECONDS", seconds)
 
     async def scene() -> None:
         batch = StubBatch()
         async with run(batch) as scheduler:
-            scheduler._join_seconds = seconds
             with scheduler.expect(), scheduler.expect():
                 first = scheduler.submit(make_row(1), {})
                 await (wait_until(lambda: bool(batch.joined)) if not seconds else asyncio.sleep(0.05))
@@ -221,7 +223,6 @@ def test_a_request_that_is_read_too_slowly_is_not_waited_for() -> None:
     async def scene() -> None:
         batch = StubBatch()
         async with run(batch) as scheduler:
-            scheduler._join_seconds = 0.02
             with scheduler.expect():
                 assert await read(scheduler.submit(make_row(1), {})) == [1]
                 with pytest.raises(ZeroDivisionError), scheduler.expect():

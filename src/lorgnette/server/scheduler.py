@@ -38,6 +38,9 @@ MAX_STEP_SECONDS = 30.0
 _JOIN_SHARE = 0.5
 """The share of the time that prefills may take while others are answered: one prompt's costs as much as ten steps. So
 newcomers wait a little, and join together. They do not wait if they are more than half as many as those that run."""
+_MAX_PAUSE_SECONDS = 0.25
+"""How long a request that could join waits at most for others that are being read. While a join's kernels are launched,
+Python's lock keeps the threads that read from going on: the others would come one after the other, a join each."""
 _WATCH_SECONDS = 1.0
 _CLOSE_SECONDS = 10.0
 
@@ -158,7 +161,7 @@ class Scheduler:
         self._error: BaseException | None = None
         self._step_started: float | None = None  # None: nothing to do
         self._is_short = False  # of memory: nobody joins before a row has left
-        self._next_join = self._join_seconds = 0.0
+        self._next_join = 0.0
         self._num_expected = 0  # requests that are being read
         self._watched: set[asyncio.AbstractEventLoop] = set()
         self._condition = threading.Condition()  # guards the state and who waits and runs
@@ -211,7 +214,7 @@ class Scheduler:
 
     @contextmanager
     def expect(self) -> Iterator[None]:
-        """Read a request inside, and submit it. Those that wait may wait for it, for as long as the last join took."""
+        """Read a request inside, and submit it. Those that wait to join may wait for it."""
         with self._condition:
             self._num_expected += 1
         try:
@@ -327,8 +330,7 @@ class Scheduler:
                 self._step()  # on a GPU the step waits for the prefill
                 if has_joined:
                     now = time.perf_counter()
-                    self._join_seconds = now - start
-                    self._next_join = now + self._join_seconds * (1 / _JOIN_SHARE - 1)
+                    self._next_join = now + (now - start) * (1 / _JOIN_SHARE - 1)
         except BaseException as error:
             self._error = error
         self._fail_all("lost")
@@ -346,14 +348,11 @@ class Scheduler:
             return self._state == "ready"
 
     def _compute_pause(self) -> float:
-        """Seconds for which those that wait still wait for requests that are being read.
-
-        Joining at once would cost those a join more, so whoever came first waits no longer than a join takes.
-        """
+        """Seconds for which those that wait still wait for requests that are being read, so that all join together."""
         with self._condition:
             if not (self._num_expected and self._waiting):
                 return 0.0
-            return max(0.0, self._waiting[0].last_time + self._join_seconds - time.perf_counter())
+            return max(0.0, self._waiting[0].last_time + _MAX_PAUSE_SECONDS - time.perf_counter())
 
     def _process_cancellations(self) -> None:
         if self._has_cancelled:
