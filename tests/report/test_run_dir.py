@@ -98,9 +98,8 @@ def start_holder(run_dir: RunDir, warn: Warn) -> tuple[int, int]:
     holder = os.fork()
     if not holder:
         with run_dir.lock(warn):
-            child = os.fork()
-            if child:
-                os.write(writer, str(child).encode())
+            if not os.fork():
+                os.write(writer, str(os.getpid()).encode())  # now the child has given the lock back
             signal.pause()
     os.close(writer)
     child = int(os.read(reader, 16))
