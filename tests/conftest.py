@@ -143,7 +143,7 @@ SLOW = [
     "tests/report/html/test_answer_tables.py::test_fifty_labels",
     "tests/e2e/",
     "tests/tools/",
-    "tests/inference/test_compile_kernels.py",
+    "tests/inference/test_compile_worker.py",
     "tests/hub/test_recipe_from_hubs.py",
     "tests/data/test_export.py",
     "tests/commands/test_check.py",

@@ -25,9 +25,9 @@ TESTED_ELSEWHERE = {
     "engine/base.py": "engine/test_fast.py",
     "features/cache_folder.py": "features/test_disk_cache.py",
     "features/decode_worker.py": "features/test_decode_process.py",
-    "inference/dry_run.py": "inference/test_compile_kernels.py",
+    "inference/dry_run.py": "inference/test_compile_worker.py",
     "inference/hf_generate.py": "inference/test_decode.py",
-    "kernels/record_launches.py": "inference/test_compile_kernels.py",
+    "kernels/record_launches.py": "inference/test_compile_worker.py",
     "kernels/triton_import.py": "kernels/test_attention.py",
     "teaching/jobs.py": "teaching/test_device_thread.py",
 }

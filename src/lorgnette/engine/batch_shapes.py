@@ -4,8 +4,8 @@ Padding costs the device time in every step; a graph costs the host time once. B
 `plan_shapes` chooses the sizes that cost least for the micro-batches that will come.
 
 A micro-batch's shape depends on nothing but the plan and its own size: matrices of other sizes may be multiplied by
-other kernels, which round otherwise, and a resumed run must have the numbers of one that was not interrupted. A run that
-ran out of memory goes on without a plan; where it is resumed, there is one for its smaller micro-batches.
+other kernels, which round otherwise, and a resumed run must have the numbers of one that was not interrupted. A run
+that was out of memory goes on without a plan; where it is resumed, there is one for its smaller micro-batches.
 """
 
 from collections import Counter

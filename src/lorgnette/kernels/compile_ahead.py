@@ -6,7 +6,7 @@
 
 Where everything has been compiled, a marker beside Triton's kernels says so, and no process is started. What no other
 process has compiled, Triton compiles at the first launch, so whatever fails here costs time only. The process is
-lorgnette.inference.compile_kernels. Needs no torch.
+lorgnette.inference.compile_worker. Needs no torch.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.io.module_process import start_module
 from lorgnette.io.parse import parse_json
 
-_PROCESS = "lorgnette.inference.compile_kernels"
+_PROCESS = "lorgnette.inference.compile_worker"
 _PACKAGE = Path(__file__).parents[1]
 _SOURCES = ("kernels", "models", "planning", "lora", "engine", "inference")
 """Packages whose code decides which kernels are launched, and with what."""

@@ -1,6 +1,6 @@
 """The process that compiles the kernels of a command: a dry run lists them, and forked processes compile them.
 
-    python -m lorgnette.inference.compile_kernels
+    python -m lorgnette.inference.compile_worker
 
 Reads one line, a `KernelRequest` and the marker to write as JSON. Writes lines of JSON: kernels found and compiled, the
 first error or null, and whether that was the last line. It ends when its standard input ends, and its processes with

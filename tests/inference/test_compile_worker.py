@@ -19,7 +19,7 @@ from lorgnette.config import LoraSettings
 from lorgnette.kernels.compile_ahead import KernelRequest
 from lorgnette.resolve import BUILT_IN_MODEL
 
-HELPER = Path(__file__).with_name("compiled_kernels.py")
+HELPER = Path(__file__).with_name("triton_launches.py")
 REQUEST = KernelRequest(
     str(BUILT_IN_MODEL), "auto", LoraSettings().model_dump(mode="json"), quantization=None, slots=(192,)
 )
@@ -101,7 +101,7 @@ def test_the_dry_run_stands_for_all_sizes(environment: dict[str, str]) -> None:
 def _start_empty() -> "subprocess.Popen[bytes]":
     """The process without what it forks."""
     script = "import sys, types; name = 'lorgnette.inference.dry_run'; sys.modules[name] = types.ModuleType(name); "
-    script += "from lorgnette.inference.compile_kernels import main; main()"
+    script += "from lorgnette.inference.compile_worker import main; main()"
     command = [sys.executable, "-P", "-c", script]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     pipe = subprocess.PIPE
@@ -125,7 +125,7 @@ def test_the_process_ends_with_its_command() -> None:
 
 
 def test_without_a_driver_there_is_no_gpu() -> None:
-    script = "from lorgnette.inference.compile_kernels import find_capabilities; print(find_capabilities())"
+    script = "from lorgnette.inference.compile_worker import find_capabilities; print(find_capabilities())"
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-c", script]
     assert subprocess.run(command, env=environment, capture_output=True, check=True).stdout == b"[]\n"

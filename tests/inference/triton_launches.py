@@ -1,8 +1,8 @@
-"""A process for test_compile_kernels.py: compiles kernels ahead, or launches them as Triton does and counts misses.
+"""A process for test_compile_worker.py: compiles kernels ahead, or launches them as Triton does and counts misses.
 
-    python compiled_kernels.py compile        standard input and output of lorgnette.inference.compile_kernels
-    python compiled_kernels.py launch         reads KernelRequests as JSON; writes how many kernels each compiled
-    python compiled_kernels.py sizes          runs other sizes than the dry run; writes the kernels that it has not
+    python triton_launches.py compile        standard input and output of lorgnette.inference.compile_worker
+    python triton_launches.py launch         reads KernelRequests as JSON; writes how many kernels each compiled
+    python triton_launches.py sizes          runs other sizes than the dry run; writes the kernels that it has not
 
 The GPU is played: its driver answers as one would, and its launches do nothing.
 """
@@ -21,7 +21,7 @@ import torch
 from lorgnette.config import LoraSettings
 from lorgnette.engine.loading import allocate_decoder
 from lorgnette.engine.open_for_training import warm_up_decoder
-from lorgnette.inference import compile_kernels, dry_run
+from lorgnette.inference import compile_worker, dry_run
 from lorgnette.inference.generator import Generator
 from lorgnette.inference.kv_cache import CacheShape, KVCache
 from lorgnette.kernels import record_launches
@@ -87,7 +87,7 @@ def count_misses(request: KernelRequest) -> dict[str, int]:
         patch.object(build, "_build", build_and_count),
         patch.object(record_launches, "record_launches", record),
     ):
-        compile_kernels.list_launches(request, CAPABILITY)
+        compile_worker.list_launches(request, CAPABILITY)
     return misses | {"imported": sum(name in sys.modules for name in record_launches.PLAIN_MODULES)}
 
 
@@ -150,8 +150,8 @@ if __name__ == "__main__":
         by_type = {size.config["model_type"]: size for size in fast}
         sys.stdout.write(json.dumps({name: list_forgotten(size) for name, size in by_type.items()}))
     elif sys.argv[1] == "compile":
-        compile_kernels.find_capabilities = lambda: [CAPABILITY]
-        compile_kernels.main()
+        compile_worker.find_capabilities = lambda: [CAPABILITY]
+        compile_worker.main()
     else:
         for line in sys.stdin:
             sys.stdout.write(json.dumps(count_misses(KernelRequest(**json.loads(line)))) + "\n")
