@@ -2,10 +2,14 @@
 
 import io
 import json
+import math
+import threading
+import time
 
 import pytest
 from rich.console import Console
 
+from lorgnette.report import console
 from lorgnette.report.console import Terminal, print_result
 
 
@@ -59,6 +63,27 @@ def test_the_time_of_work_is_shown_on_a_terminal_until_it_is_done() -> None:
     terminal, output = build_terminal(is_terminal=False)
     with terminal.show_time("loading"):
         pass
+    assert not output.getvalue()
+
+
+@pytest.mark.parametrize(("total", "shown"), [(None, "12,345"), (20_000, "12345/20000")])
+def test_a_count_is_shown_without_a_thread(monkeypatch: pytest.MonkeyPatch, total: int | None, shown: str) -> None:
+    threads = threading.active_count()
+    terminal, output = build_terminal(is_terminal=True)
+    with terminal.show_count("reading", total) as advance:
+        advance(5)
+        assert not output.getvalue()  # work of less than a second shows nothing
+        monkeypatch.setattr(console, "UPDATE_SECONDS", 0.0)
+        monkeypatch.setattr(time, "monotonic", lambda: math.inf)
+        advance(12_340)
+        assert shown in output.getvalue()
+        assert threading.active_count() == threads
+        terminal.print("a line meanwhile")
+    assert "a line meanwhile" in output.getvalue()
+    assert output.getvalue().endswith("\x1b[2K")  # the line is gone
+    terminal, output = build_terminal(is_terminal=False)
+    with terminal.show_count("reading", total) as advance:
+        advance(12_345)
     assert not output.getvalue()
 
 

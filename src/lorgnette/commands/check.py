@@ -99,10 +99,10 @@ def check(
     source = resolve_data(own_settings, terminal) or source
     if is_on_hub:
         settings, name, max_rows = own_settings, None, None
-    scan = _scan(read_rows(settings, source, terminal, max_rows=max_rows, name=name), settings, look_alikes)
+    scan = _scan(read_rows(settings, source, terminal, max_rows=max_rows, name=name), settings, look_alikes, terminal)
     test_scan = None
     if settings.data.test is not None:
-        test_scan = _scan(read_rows(settings, settings.data.test, terminal), settings, look_alikes)
+        test_scan = _scan(read_rows(settings, settings.data.test, terminal), settings, look_alikes, terminal)
     full_scan = scan if test_scan is None else scan.merge(test_scan)
     infos = full_scan.image_infos
     # Split as training does, and count tokens.
@@ -111,7 +111,7 @@ def check(
     train, held_out = map(list, parts)  # built once: each row is looked at again and again
     examples = [*train, *held_out]
     processor = _open_processor(settings, infos)
-    counts, skipped = _count_tokens(processor, examples, settings, is_known=hf_config is not None)
+    counts, skipped = _count_tokens(processor, examples, settings, terminal, is_known=hf_config is not None)
     num_compared = sum(info.signature is not None for info in infos.values())
     if not look_alikes:
         skipped.append("look-alikes: switched off")
@@ -213,8 +213,11 @@ def _suggest_steps(
     ]
 
 
-def _scan(rows: Iterable[Example | Problem], settings: Settings, look_alikes: bool) -> data_sets.ScanResult:
-    return data_sets.scan(rows, with_signatures=look_alikes, keeps_shape=settings.keeps_shape)
+def _scan(
+    rows: Iterable[Example | Problem], settings: Settings, look_alikes: bool, terminal: Terminal
+) -> data_sets.ScanResult:
+    with terminal.show_count("rows read") as on_rows:
+        return data_sets.scan(rows, with_signatures=look_alikes, keeps_shape=settings.keeps_shape, on_rows=on_rows)
 
 
 def _split(
@@ -268,11 +271,12 @@ def _list_model_remarks(settings: Settings, hf_config: HfConfig | None) -> list[
 
 
 def _count_tokens(
-    processor: Processor | None, examples: Sequence[Example], settings: Settings, *, is_known: bool
+    processor: Processor | None, examples: Sequence[Example], settings: Settings, terminal: Terminal, *, is_known: bool
 ) -> tuple[TokenCounts, list[str]]:
     """(token counts, what is not checked and why). is_known: whether the model is known to be supported."""
     if processor is None:
         reason = f"{complete_name(settings.model)} is not on this machine"
         unknown = [] if is_known else [f"whether this model is supported: {reason}"]
         return TokenCounts(), [*unknown, f"tokens: {reason}; name a model that is (model=FOLDER)"]
-    return count_tokens(processor, examples, max_new_tokens=settings.predict.max_new_tokens), []
+    with terminal.show_count("rows counted", len(examples)) as on_rows:
+        return count_tokens(processor, examples, max_new_tokens=settings.predict.max_new_tokens, on_rows=on_rows), []

@@ -1,5 +1,6 @@
 """Encodes all rows of a data set, many in forked processes; the result is the same."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -52,12 +53,19 @@ class _EncodedBlock:
         self.num_flat += block.num_flat
 
 
-def encode_rows(processor: Processor, examples: ExampleTable) -> EncodeResult:
-    """Encode the examples. Those that cannot be encoded are problems, in the order of the examples."""
+def encode_rows(
+    processor: Processor, examples: ExampleTable, *, on_rows: Callable[[int], None] = lambda count: None
+) -> EncodeResult:
+    """Encode the examples. Those that cannot be encoded are problems, in the order of the examples.
+
+    on_rows: is told of rows that are encoded.
+    """
     blocks = [range(i, min(i + _BLOCK_SIZE, len(examples))) for i in range(0, len(examples), _BLOCK_SIZE)]
     num_processes = count_processes() if len(examples) > MIN_SHARED_ROWS else 1
     total = _EncodedBlock(RowBuffers(examples.images))
-    for block in map_in_processes(partial(_encode_block, processor, examples), blocks, num_processes):
+    encoded = map_in_processes(partial(_encode_block, processor, examples), blocks, num_processes)
+    for numbers, block in zip(blocks, encoded, strict=True):
+        on_rows(len(numbers))
         total.extend(block)
     conversations = examples if len(total.used) == len(examples) else examples.select(total.used)
     if total.with_boxes:

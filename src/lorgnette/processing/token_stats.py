@@ -4,7 +4,7 @@ Finds examples above max_length, answers longer than predict.max_new_tokens, and
 nothing about weights, nor about other problems of a row.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count as count_up
 from statistics import median
@@ -70,17 +70,24 @@ class TokenCounts:
         return TokenStats(*totals, shortest, middle, longest, compute_histogram(self.lengths))
 
 
-def count_tokens(processor: Processor, rows: Sequence[Example], *, max_new_tokens: int) -> TokenCounts:
+def count_tokens(
+    processor: Processor,
+    rows: Sequence[Example],
+    *,
+    max_new_tokens: int,
+    on_rows: Callable[[int], None] = lambda count: None,
+) -> TokenCounts:
     """The rows' token counts and what speaks against training on them. Processes share many rows.
 
-    max_new_tokens: `predict.max_new_tokens`, which includes the end token.
+    max_new_tokens: `predict.max_new_tokens`, which includes the end token. on_rows: is told of rows that are counted.
     """
     unbounded = replace(processor, settings=processor.settings.model_copy(update={"max_length": 2**31 - 1}))
     counter = _TokenCounter(rows, processor, unbounded, max_new_tokens)
     blocks = [range(start, min(start + _BLOCK_SIZE, len(rows))) for start in range(0, len(rows), _BLOCK_SIZE)]
     total = TokenCounts()
     num_processes = count_processes() if len(rows) > MIN_SHARED_ROWS else 1
-    for counts in map_in_processes(counter.count_block, blocks, num_processes):
+    for numbers, counts in zip(blocks, map_in_processes(counter.count_block, blocks, num_processes), strict=True):
+        on_rows(len(numbers))
         total.extend(counts)
     return total
 

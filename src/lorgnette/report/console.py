@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Protocol, TextIO, cast
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from lorgnette.io.shell import escape_controls
 from lorgnette.io.standard_streams import RemarkStream
-from lorgnette.report.notebook_progress import NotebookProgress
+from lorgnette.report.notebook_progress import FIRST_SECONDS, UPDATE_SECONDS, NotebookProgress
 
 
 class ProgressCallback(Protocol):
@@ -86,6 +87,42 @@ class Terminal:
                 progress.update(task, advance=count, note=escape_controls(note))
 
             yield advance
+
+    @contextmanager
+    def show_count(self, label: str, total: int | None = None) -> Iterator[ProgressCallback]:
+        """As `show_progress`, for work that starts processes: no thread is started. total: None if unknown.
+
+        Work of less than a second shows nothing; when it is done, nothing is shown any more.
+        """
+        if self._is_notebook or not self._console.is_terminal:
+            with self.show_progress(label, total or 0) as advance:
+                yield advance
+            return
+        from rich import progress as rich
+
+        counts = [rich.TextColumn("{task.completed:,.0f}")]
+        bar = [rich.BarColumn(bar_width=28), rich.MofNCompleteColumn()]
+        progress = rich.Progress(
+            rich.TextColumn("{task.description:<10}"), *(counts if total is None else bar), rich.TimeElapsedColumn(),
+            rich.TextColumn("{task.fields[note]}", markup=False),
+            console=self._console, auto_refresh=False, transient=True,
+        )  # fmt: skip
+        task = progress.add_task(escape_controls(label), total=total, note="")
+        shown = time.monotonic() + FIRST_SECONDS - UPDATE_SECONDS
+
+        def advance_and_show(count: int, note: str = "") -> None:
+            nonlocal shown
+            progress.update(task, advance=count, note=escape_controls(note))
+            if time.monotonic() - shown >= UPDATE_SECONDS:
+                progress.start()
+                progress.refresh()
+                shown = time.monotonic()
+
+        try:
+            yield advance_and_show
+        finally:
+            if progress.live.is_started:
+                progress.stop()
 
     @contextmanager
     def show_time(self, label: str) -> Iterator[None]:

@@ -97,8 +97,8 @@ class TrainingData:
         processor = Processor.from_folder(
             checkpoint.folder, settings.processor, read_size=lambda path: sizes.get(path) or data.read_image_size(path)
         )
-        with gc_paused():
-            encoded, encoded_test = (encode_rows(processor, rows) for rows in (train_rows, test_rows))
+        with gc_paused(), terminal.show_count("rows encoded", len(train_rows) + len(test_rows)) as on_rows:
+            encoded, encoded_test = (encode_rows(processor, rows, on_rows=on_rows) for rows in (train_rows, test_rows))
         examples, held_out = encoded.rows, encoded_test.rows
         sizes.clear()
         _return_memory()
@@ -281,4 +281,5 @@ def _read_rows(settings: Settings, path: Path, terminal: Terminal) -> data.ScanR
     is_whole = is_hub_address(str(settings.data.path)) or path == settings.data.test
     rows = read_rows(settings, path, terminal, max_rows=None if is_whole else settings.data.max_rows)
     on_bad_row, keeps_shape = settings.data.on_bad_row, settings.keeps_shape
-    return data.load_usable(rows, on_bad_row=on_bad_row, source=path, keeps_shape=keeps_shape)
+    with terminal.show_count("rows read") as on_rows:
+        return data.load_usable(rows, on_bad_row=on_bad_row, source=path, keeps_shape=keeps_shape, on_rows=on_rows)

@@ -3,7 +3,7 @@
 Reads text and image headers only. Knows nothing about file formats, tokens or models.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -97,14 +97,15 @@ def load_usable(
     source: Path | None = None,
     needs_answer: bool = True,
     keeps_shape: bool = False,
+    on_rows: Callable[[int], None] = lambda count: None,
 ) -> ScanResult:
     """The usable rows, and the problems of those left out.
 
     Raises LorgnetteError if there are no usable rows, or, with on_bad_row="error", if any row has a problem.
-    source: the file that the rows are from, for the error message. needs_answer: False for predictions. keeps_shape:
-    as in `scan`.
+    source: the file that the rows are from, for the error message. needs_answer: False for predictions. keeps_shape,
+    on_rows: as in `scan`.
     """
-    result = scan(rows, needs_answer=needs_answer, keeps_shape=keeps_shape)
+    result = scan(rows, needs_answer=needs_answer, keeps_shape=keeps_shape, on_rows=on_rows)
     total = len(result.examples) + len(result.problems)
     if total == 0:
         raise LorgnetteError("no rows", where=str(source) if source else None, hint="name a data file with rows")

@@ -107,13 +107,18 @@ class _ScannedRows:
 
 
 def scan(
-    rows: Iterable[Row], *, with_signatures: bool = False, needs_answer: bool = True, keeps_shape: bool = False
+    rows: Iterable[Row],
+    *,
+    with_signatures: bool = False,
+    needs_answer: bool = True,
+    keeps_shape: bool = False,
+    on_rows: Callable[[int], None] = lambda count: None,
 ) -> ScanResult:
     """Check every row and image.
 
     with_signatures: decode every image roughly, to find near-duplicates and damage in the middle of a file.
     needs_answer: False for predictions, which need no answer in a row. keeps_shape: whether the model gets images in
-    their own shape, which must not be too narrow then.
+    their own shape, which must not be too narrow then. on_rows: is told of rows that are scanned.
     """
     scanner = _RowScanner(with_signatures, needs_answer, keeps_shape)
     examples, problems, image_infos = ExampleTable(), list[Problem](), dict[Path, ImageInfo]()
@@ -123,6 +128,7 @@ def scan(
             remarks.add(part.examples[number], own_remarks)
         for number in part.named:
             name_matches.add(part.examples[number])
+        on_rows(part.num_rows)
         examples.extend(part.examples)
         problems += part.problems
         for image, info in zip(part.examples.images, part.infos, strict=True):
