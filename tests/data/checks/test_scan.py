@@ -1,7 +1,12 @@
 import copy
 import json
 import os
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -397,3 +402,42 @@ def test_rows_are_the_same_where_no_process_can_be_started(tmp_path: Path, monke
     monkeypatch.setattr(os, "fork", fail)
     assert describe_scan(scan(read(path)), []) == expected
     assert describe_scan(scan(read(path)), []) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes read rows on Linux only")
+@pytest.mark.parametrize("send", [os.killpg, os.kill])
+def test_ctrl_c_ends_the_command_and_its_processes(tmp_path: Path, send: Callable[[int, int], None]) -> None:
+    """As a terminal sends it, to the whole group, and as a scheduler does, to the command alone."""
+    table = tmp_path / "rows.csv"
+    table.write_text("image,caption\n" + "a.jpg,a dog\n" * 4000)
+    script = f"""
+        import sys, time
+        from lorgnette.__main__ import main
+        from lorgnette.data.checks import scan
+
+        def check_slowly(*arguments, check=scan._check_example):
+            time.sleep(0.1)
+            return check(*arguments)
+
+        scan.MIN_SHARED_ROWS, scan._SHARED_BLOCK_SIZE = 2, 500
+        scan._check_example, scan.count_processes = check_slowly, lambda: 2
+        sys.argv = ["lorgnette", "check", {str(table)!r}, "--no-look-alikes"]
+        main()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as parent:
+        deadline = time.monotonic() + 30
+        while len(workers := _list_children(parent.pid)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(workers) == 2
+        send(parent.pid, signal.SIGINT)
+        _, said = parent.communicate(timeout=30)  # a block takes 50 seconds
+    assert (parent.returncode, said) == (130, "stopped\n")
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+def _list_children(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
