@@ -158,6 +158,25 @@ def test_torch_finds_its_libraries_loaded() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+LOADS_SLOWLY = """
+import threading, time
+from lorgnette import startup
+from lorgnette.io.processes import count_processes
+alone = count_processes()
+startup._load_libraries = lambda folder: time.sleep(0.3)
+startup.start_loading_torch()
+assert threading.active_count() == 2
+assert (count_processes(), threading.active_count()) == (alone, 1)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux loads early")
+def test_processes_read_rows_also_where_libraries_load() -> None:
+    """A thread forbids them; this one is waited for."""
+    done = subprocess.run([sys.executable, "-c", LOADS_SLOWLY], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(("broken", "count"), [("", 4), ("libc10.so", 2)])
 def test_libraries_load_as_torch_loads_them(
     broken: str, count: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

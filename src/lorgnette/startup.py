@@ -4,6 +4,7 @@ imported. Also when the command was started, and how torch's threads wait.
 Imports no torch.
 """
 
+import atexit
 import ctypes
 import gc
 import os
@@ -34,8 +35,7 @@ EXTENSION_MODULES = (
 )  # fmt: skip
 """Compiled modules that `train` imports before torch, with what they import. The system loads one library at a time:
 the import of another would wait until torch's are loaded."""
-LIBRARY_THREAD = "torch libraries"
-"""The thread of `start_loading_torch`, which ends soon."""
+_library_thread: Thread | None = None
 _command_start: float | None = None
 
 
@@ -116,10 +116,18 @@ def start_loading_torch() -> None:
     """
     if sys.platform != "linux" or "torch" in sys.modules or (spec := find_spec("torch")) is None or not spec.origin:
         return
+    global _library_thread  # noqa: PLW0603
     import_extension_modules()
-    thread = Thread(target=_load_libraries, args=(Path(spec.origin).parent / "lib",), name=LIBRARY_THREAD)
+    folder = Path(spec.origin).parent / "lib"
+    _library_thread = thread = Thread(target=_load_libraries, args=(folder,), name="torch libraries")
     thread.start()
     os.register_at_fork(before=thread.join)  # a fork within `dlopen` would leave the loader's tables half written
+
+
+def wait_for_libraries() -> None:
+    """Wait until the thread of `start_loading_torch` has ended, if it was started."""
+    if _library_thread is not None:
+        _library_thread.join()
 
 
 def import_extension_modules() -> None:
@@ -143,7 +151,7 @@ def gc_paused() -> Iterator[None]:
     """Pause the garbage collector while importing and while reading rows.
 
     Both allocate many long-lived objects, and collecting took a fifth of the time. Objects allocated inside are never
-    collected. Does nothing if torch is imported already: the caller, say a notebook, may then hold tensors whose memory
+    collected before the program's end. Does nothing if torch is imported already: the caller, say a notebook, may then hold tensors whose memory
     only a collection frees.
     """
     if "torch" in sys.modules or not gc.isenabled():
@@ -154,6 +162,9 @@ def gc_paused() -> Iterator[None]:
         yield
     finally:
         gc.freeze()  # otherwise the first collection visits all of these objects
+        # Python's end collects what a program has left open, such as a file whose last lines are not written yet.
+        atexit.unregister(gc.unfreeze)
+        atexit.register(gc.unfreeze)
         gc.enable()
 
 

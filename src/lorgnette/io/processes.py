@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.startup import LIBRARY_THREAD
+from lorgnette.startup import wait_for_libraries
 
 MAX_PROCESSES = 16
 _MAX_WAITING = 4
@@ -35,9 +35,7 @@ def count_processes() -> int:
     That is in a notebook or a program that has imported torch or runs threads; outside of Linux, where forking is not
     safe or not there; and on one core, or where a container grants the time of one.
     """
-    for thread in threading.enumerate():
-        if thread.name == LIBRARY_THREAD:
-            thread.join()
+    wait_for_libraries()
     if sys.platform != "linux" or "torch" in sys.modules or threading.active_count() > 1:
         return 1
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
