@@ -187,13 +187,9 @@ def test_prefixes_are_shared_if_their_dropout_masks_are(make_engine: Callable[..
     assert make_engine(0.3).eval_prefix_sharing
 
 
-def test_graphs_are_captured_ahead_for_all_sizes(
-    make_engine: Callable[..., FastEngine], encoded: list[Encoded], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From the largest; every batch then has its graph, also one that would be padded much."""
-    engine, captured = make_engine(), list[BatchShape]()
-    batches = [pack(encoded[:1] * n, 10) for n in (2, 12, 11, 2, 12)]
-    engine.features.prepare(batches[0].grids)
+def record_captures(engine: FastEngine, monkeypatch: pytest.MonkeyPatch) -> list[BatchShape]:
+    """Let the engine capture as on a GPU, without computing. Returns the shapes, which grow."""
+    captured = list[BatchShape]()
     monkeypatch.setattr(engine, "_use_padding", True)
     monkeypatch.setattr(engine, "_graph_stream", SimpleNamespace(reserve=lambda size: None))
     monkeypatch.setattr(engine, "_use_graphs", True)
@@ -205,6 +201,17 @@ def test_graphs_are_captured_ahead_for_all_sizes(
 
     monkeypatch.setattr(engine._graph_stream, "capture", capture, raising=False)
     monkeypatch.setattr(engine, "_forward_backward", lambda inputs: captured.append(inputs.shape))
+    return captured
+
+
+def test_graphs_are_captured_ahead_for_all_sizes(
+    make_engine: Callable[..., FastEngine], encoded: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the largest; every batch then has its graph, also one that would be padded much."""
+    engine = make_engine()
+    batches = [pack(encoded[:1] * n, 10) for n in (2, 12, 11, 2, 12)]
+    engine.features.prepare(batches[0].grids)
+    captured = record_captures(engine, monkeypatch)
     for repeats, count in ((1.0, 1), (1e9, 3)):
         captured.clear()
         engine.drop_graphs()
@@ -217,6 +224,32 @@ def test_graphs_are_captured_ahead_for_all_sizes(
             assert inputs.graph is not None
             assert inputs.shape in captured
     assert set(engine._static_inputs) == set(captured), "no batch needed another shape"
+
+
+@pytest.mark.parametrize(("most", "count"), [(3, 3), (2, 1), (1, 1), (0, 0)])
+def test_where_memory_is_short_for_all_graphs_one_is_captured(
+    most: int,
+    count: int,
+    make_engine: Callable[..., FastEngine],
+    encoded: list[Encoded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """most: graphs for which there is memory. The one covers all batches."""
+    engine = make_engine()
+    batches = [pack(encoded[:1] * n, 10) for n in (2, 12, 11)]
+    engine.features.prepare(batches[0].grids)
+    record_captures(engine, monkeypatch)
+
+    def compute(inputs: StaticInputs) -> None:
+        if sum(each.graph is not None for each in engine._static_inputs.values()) == most:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(engine, "_forward_backward", compute)
+    engine.capture_ahead(batches, repeats=1e9)
+    assert [inputs.graph is not None for inputs in engine._static_inputs.values()] == [True] * count
+    if count == 1:
+        (shape,) = engine._static_inputs
+        assert all(shape.covers(BatchShape.from_batch(batch)) for batch in batches)
 
 
 def test_the_shapes_that_were_used_last_are_kept(

@@ -27,6 +27,7 @@ from lorgnette.features.image_features import Features
 from lorgnette.kernels.dropout import Dropout
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.models.networks import Decoder, write_features
+from lorgnette.planning.limits import MAX_GRAPHS_AHEAD
 from lorgnette.types import PackedBatch
 
 MAX_GRAPHS = 24
@@ -102,15 +103,18 @@ class FastEngine:
         pool_bytes: what micro-batches need beside weights and adapter, taken from the device first. repeats: how often
         the run has as many batches of these sizes; it sets the number of graphs (`plan_shapes`). Their steps then
         replay a graph from the first one on. All kernels must be loaded, as after `warmup` of a smaller model. When
-        memory is short, nothing is captured; the first step then splits its micro-batches.
+        memory is short for that many, one is captured, and when it is short for one, none; the first step then splits
+        its micro-batches.
         """
-        if self._graph_stream is None:
-            return
-        with suppress(torch.OutOfMemoryError), self._drop_graphs_on_oom():
-            self._graph_stream.reserve(pool_bytes)
-            for inputs in self._iter_shapes(batches, repeats):
-                if self._use_graphs:
-                    self._replay(self._capture(inputs))
+        for most in (MAX_GRAPHS_AHEAD, 1):
+            if self._graph_stream is None:
+                return
+            with suppress(torch.OutOfMemoryError), self._drop_graphs_on_oom():
+                self._graph_stream.reserve(pool_bytes)
+                for inputs in self._iter_shapes(batches, repeats, most):
+                    if self._use_graphs:
+                        self._replay(self._capture(inputs))
+                break
         self.flat_grad.zero_()
 
     @torch.no_grad()
@@ -174,11 +178,13 @@ class FastEngine:
             write_features(self.features.gather(batch.grids), indices, tokens, inputs.x, level_embeds)
         return inputs
 
-    def _iter_shapes(self, batches: Sequence[PackedBatch], repeats: float) -> Iterator[StaticInputs]:
-        """New static inputs for the shapes that are planned for these batches, the largest first, each filled with the
-        largest batch that it covers (its embeddings stay zero)."""
+    def _iter_shapes(
+        self, batches: Sequence[PackedBatch], repeats: float, most: int = MAX_GRAPHS_AHEAD
+    ) -> Iterator[StaticInputs]:
+        """New static inputs for the shapes that are planned for these batches, at most so many, the largest first, each
+        filled with the largest batch that it covers (its embeddings stay zero)."""
         sizes = [BatchShape.from_batch(batch) for batch in batches]
-        self._shape_plan = plan_shapes(sizes, count_capture_tokens(self.decoder.config), repeats)
+        self._shape_plan = plan_shapes(sizes, count_capture_tokens(self.decoder.config), repeats, most)
         for shape in self._shape_plan.shapes:
             inputs = self._allocate_inputs(shape)
             covered = (i for i, size in enumerate(sizes) if shape.covers(size))

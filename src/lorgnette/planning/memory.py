@@ -249,7 +249,7 @@ def _count_nccl_bytes(num_gpus: int) -> int:
 
 def _count_graphs(num_gpus: int) -> int:
     """Those captured before the first step, as far as they are counted: on one GPU one, since most steps have one size.
-    It may capture as many as several ranks; where memory is short for them, it captures none."""
+    It captures more where the memory for them is left."""
     return limits.MAX_GRAPHS_AHEAD if num_gpus > 1 else 1
 
 
