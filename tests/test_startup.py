@@ -4,6 +4,7 @@ import gc
 import os
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import warnings
@@ -276,6 +277,33 @@ def gc_restored() -> Iterator[None]:
     yield
     gc.unfreeze()
     gc.enable()
+
+
+@pytest.mark.parametrize(("home", "entry", "expected"), [(None, False, "/"), (None, True, None), ("/h", False, "/h")])
+def test_a_user_without_a_home_folder_gets_one(
+    monkeypatch: pytest.MonkeyPatch, home: str | None, entry: bool, expected: str | None
+) -> None:
+    monkeypatch.delenv("HOME")
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr("os.getuid", os.getuid if entry else lambda: 2**31 - 7)
+    startup.set_missing_home()
+    assert os.environ.get("HOME") == expected
+
+
+def test_what_a_program_left_open_is_written_at_its_end(tmp_path: Path) -> None:
+    script = """
+        import sys
+        from lorgnette.startup import gc_paused
+        file = open(sys.argv[1], "w")
+        file.write("the last line")
+        def refer_to_this_module(): ...
+        with gc_paused():
+            pass
+    """
+    out = tmp_path / "out.txt"
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script), out], check=True)
+    assert out.read_text() == "the last line"
 
 
 @pytest.mark.usefixtures("gc_restored")

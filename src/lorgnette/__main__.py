@@ -25,9 +25,10 @@ def main() -> None:
     if "torch" not in sys.modules and not atexit._ncallbacks():
         atexit.register(_skip_teardown)
     try:
-        from lorgnette.startup import keep_bytecode, note_command_start
+        from lorgnette.startup import keep_bytecode, note_command_start, set_missing_home
 
         note_command_start()
+        set_missing_home()
         keep_bytecode()
         from lorgnette.cli import main as run_command
 

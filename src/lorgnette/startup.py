@@ -62,6 +62,12 @@ def get_command_start() -> float | None:
     return _command_start
 
 
+def set_missing_home() -> None:
+    """Set HOME as Docker does where the user is a number without a home folder: many libraries fail without one."""
+    if os.path.expanduser("~") == "~":
+        os.environ["HOME"] = "/"
+
+
 def get_bytecode_folder() -> Path:
     """Where `keep_bytecode` keeps it; it need not exist."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorgnette" / "bytecode"
@@ -150,9 +156,9 @@ def let_threads_sleep() -> None:
 def gc_paused() -> Iterator[None]:
     """Pause the garbage collector while importing and while reading rows.
 
-    Both allocate many long-lived objects, and collecting took a fifth of the time. Objects allocated inside are never
-    collected before the program's end. Does nothing if torch is imported already: the caller, say a notebook, may then hold tensors whose memory
-    only a collection frees.
+    Both allocate many long-lived objects, and collecting took a fifth of the time. Objects allocated until its end are
+    not collected before the program ends, in a command never. Does nothing if torch is imported already: the caller,
+    say a notebook, may then hold tensors whose memory only a collection frees.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield
@@ -162,9 +168,10 @@ def gc_paused() -> Iterator[None]:
         yield
     finally:
         gc.freeze()  # otherwise the first collection visits all of these objects
-        # Python's end collects what a program has left open, such as a file whose last lines are not written yet.
-        atexit.unregister(gc.unfreeze)
-        atexit.register(gc.unfreeze)
+        if _command_start is None:
+            # A program's end collects what it has left open, such as a file whose last lines are not written yet.
+            atexit.unregister(gc.unfreeze)
+            atexit.register(gc.unfreeze)
         gc.enable()
 
 
