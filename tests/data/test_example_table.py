@@ -84,6 +84,7 @@ def test_examples_come_back_as_they_were(
         chosen, expected = table.select(indices), [examples[i] for i in indices]
         assert_equal(chosen, expected)
         assert_equal(chosen[1:4], expected[1:4])
+        assert list(map(describe, chosen.build_all())) == list(map(describe, expected))
         if expected:
             assert describe(chosen[-1]) == describe(expected[-1])
         numbers, offsets = chosen.list_image_numbers()

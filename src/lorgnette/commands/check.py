@@ -14,6 +14,7 @@ from lorgnette import data as data_sets
 from lorgnette.commands.arguments import SettingsLike, build_settings, require_data
 from lorgnette.commands.settings_in_words import describe_settings, list_changed_settings
 from lorgnette.config import Settings
+from lorgnette.data.example_table import ExampleTable
 from lorgnette.engine.select import select_engine
 from lorgnette.errors import UsageError
 from lorgnette.hub.address import is_hub_address
@@ -108,7 +109,7 @@ def check(
     # Split as training does, and count tokens.
     identical_files = data_sets.map_identical_files(infos, infos)
     *parts, failure = _split(scan, test_scan, identical_files, settings)
-    train, held_out = map(list, parts)  # built once: each row is looked at again and again
+    train, held_out = (part.build_all() for part in parts)  # built once: each row is looked at again and again
     examples = [*train, *held_out]
     processor = _open_processor(settings, infos)
     counts, skipped = _count_tokens(processor, examples, settings, terminal, is_known=hf_config is not None)
@@ -225,7 +226,7 @@ def _split(
     test_scan: data_sets.ScanResult | None,
     identical_files: Mapping[Path, Path],
     settings: Settings,
-) -> tuple[Sequence[Example], Sequence[Example], str]:
+) -> tuple[ExampleTable, ExampleTable, str]:
     """(training examples, held-out examples, why none can be held out)."""
     if test_scan is not None:
         return scan.examples, test_scan.examples, ""
@@ -233,7 +234,7 @@ def _split(
     try:
         return *data_sets.train_test_split(rows, holdout=holdout, split=split, identical_files=identical_files), ""
     except UsageError as error:
-        return rows, [], f"{error.message}; {error.hint}" if rows else ""
+        return rows, rows[:0], f"{error.message}; {error.hint}" if rows else ""
 
 
 def _open_processor(settings: Settings, infos: Mapping[Path, data_sets.ImageInfo]) -> Processor | None:

@@ -130,7 +130,9 @@ class _Rows:
         """The row's own values."""
         return list(marshal.loads(self.texts[self.ends[i] : self.ends[i + 1]]))  # noqa: S302  # our own
 
-    def build(self, i: int) -> Example:
+    def build(self, i: int, images: Sequence[Image] | None = None) -> Example:
+        """The example of a row. images: `self.images`, if they are built already."""
+        images = self.images if images is None else images
         number = self.row_shapes[i]
         shape, own = self.shapes[number], iter(self.load(i))
         row: int = next(own)
@@ -141,7 +143,7 @@ class _Rows:
             parts = list[TurnPart]()
             for kind in kinds:
                 if kind == _IMAGE:
-                    parts.append(self.images[self.row_images[next_image]])
+                    parts.append(images[self.row_images[next_image]])
                     next_image += 1
                 elif kind == _TEXT:
                     parts.append(next(own))
@@ -223,6 +225,11 @@ class ExampleTable(Sequence[Example]):
 
     def __iter__(self) -> Iterator[Example]:
         return map(self._rows.build, self._iter_rows())
+
+    def build_all(self) -> list[Example]:
+        """All examples at once; those of one image share it."""
+        images = list(self._rows.images)
+        return [self._rows.build(row, images) for row in self._iter_rows()]
 
     def iter_references(self) -> Iterator[str]:
         """`Example.reference` of each row. Builds only rows whose answers have boxes."""

@@ -26,6 +26,7 @@ class ImageTable(Sequence[Image]):
         self._extras, self._first_numbers = dict[int, Extras](), dict[int, int]()
         self._lookup: dict[str | tuple[str, Extras], int] | None = None
         self._shared_extras = dict[Extras, Extras]()
+        self._last: tuple[int, Image] | None = None
 
     def add(self, image: Image) -> int:
         """The number of an image; it is added behind the others if it is new."""
@@ -58,8 +59,10 @@ class ImageTable(Sequence[Image]):
     def __getitem__(self, index: int | slice) -> Image | list[Image]:
         if isinstance(index, slice):
             return [self[number] for number in range(len(self))[index]]
-        number = range(len(self))[index]
-        return Image(Path(self.get_path(number)), *self._get_extras(number))
+        number, last = range(len(self))[index], self._last
+        if last is None or last[0] != number:  # rows that follow each other are often about one image
+            self._last = last = number, Image(Path(self.get_path(number)), *self._get_extras(number))
+        return last[1]
 
     def _get_extras(self, number: int) -> Extras:
         return self._extras.get(number, _NO_EXTRAS)
