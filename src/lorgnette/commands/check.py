@@ -113,7 +113,7 @@ def check(
     examples = [*train, *held_out]
     processor = _open_processor(settings, infos)
     counts, skipped = _count_tokens(processor, examples, settings, terminal, is_known=hf_config is not None)
-    num_compared = sum(info.signature is not None for info in infos.values())
+    num_compared = sum(info.signature is not None for info in infos.iter_infos())
     if not look_alikes:
         skipped.append("look-alikes: switched off")
     elif num_compared < len(infos):

@@ -30,6 +30,7 @@ from lorgnette.data.checks.data_report import (
     load_usable,
 )
 from lorgnette.data.checks.duplicates import find_duplicates
+from lorgnette.data.checks.image_infos import ImageInfo
 from lorgnette.data.checks.name_matches import take_rows
 from lorgnette.data.checks.problem_groups import (
     format_group,
@@ -39,7 +40,7 @@ from lorgnette.data.checks.problem_groups import (
     group_problems,
 )
 from lorgnette.data.checks.row_warnings import count_scripts, find_row_warnings
-from lorgnette.data.checks.scan import ImageInfo, ScanResult, compute_full_signatures, scan
+from lorgnette.data.checks.scan import ScanResult, compute_full_signatures, scan
 from lorgnette.data.dataset import is_dataset, read, read_images
 from lorgnette.data.export import ExportResult, PrepareResult, export, prepare
 from lorgnette.data.formats import EXPORTERS, ExportFormat

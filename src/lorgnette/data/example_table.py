@@ -107,8 +107,8 @@ class _Rows:
         self.ends.append(len(self.texts))
         self.image_ends.append(len(self.row_images))
 
-    def extend(self, rows: "_Rows") -> None:
-        """Add all rows behind the others."""
+    def extend(self, rows: "_Rows") -> list[int]:
+        """Add all rows behind the others. Returns the numbers of their images."""
         shapes = [self._number_shape(shape, source) for shape, source in zip(rows.shapes, rows.sources, strict=True)]
         images = self.images.extend(rows.images)
         start, image_start = len(self.texts), len(self.row_images)
@@ -117,6 +117,7 @@ class _Rows:
         self.image_ends.frombytes((view_int64(rows.image_ends)[1:] + image_start).tobytes())
         self.row_shapes.frombytes(np.array(shapes, np.int32)[view_int32(rows.row_shapes)].tobytes())
         self.row_images.frombytes(np.array(images, np.int32)[view_int32(rows.row_images)].tobytes())
+        return images
 
     def _number_shape(self, shape: _Shape, source: Path) -> int:
         number = self.shape_numbers.setdefault(shape, len(self.shapes))
@@ -179,11 +180,11 @@ class ExampleTable(Sequence[Example]):
             self._rows.add(example)
         self._rows.images.drop_lookup()
 
-    def extend(self, table: "ExampleTable") -> None:
-        """Add the rows of a table that is no part of another."""
+    def extend(self, table: "ExampleTable") -> list[int]:
+        """Add the rows of a table that is no part of another. Returns the numbers that its images have here."""
         if self._indices is not None or table._indices is not None:
             raise ValueError("a part of a table has no rows of its own")
-        self._rows.extend(table._rows)
+        return self._rows.extend(table._rows)
 
     def add(self, example: Example) -> None:
         """Add a row behind the others."""

@@ -4,7 +4,7 @@ A `Path` of Python takes 700 bytes. Here the texts of folders are there once, an
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -37,7 +37,7 @@ class ImageTable(Sequence[Image]):
         return [self._add(images.get_path(i), images._get_extras(i)) for i in range(len(images))]
 
     def drop_lookup(self) -> None:
-        """Free the memory of the look-up by path, about 250 bytes an image. `add` builds it anew."""
+        """Free the memory of the look-up by path, about 250 bytes an image. `add` and `find` build it anew."""
         self._lookup, self._shared_extras = None, {}
 
     def get_path(self, number: int) -> str:
@@ -48,6 +48,20 @@ class ImageTable(Sequence[Image]):
     def get_path_number(self, number: int) -> int:
         """The number of the first image with the same path."""
         return self._first_numbers.get(number, number)
+
+    def find(self, path: str) -> int | None:
+        """The number of the first image with this path; None if there is none."""
+        if self._lookup is None:
+            self._lookup = self._build_lookup()
+        return self._lookup.get(path)
+
+    def iter_path_numbers(self) -> Iterator[int]:
+        """The numbers of the first images of all paths."""
+        return (number for number in range(len(self)) if number not in self._first_numbers)
+
+    @property
+    def num_paths(self) -> int:
+        return len(self) - len(self._first_numbers)
 
     def __len__(self) -> int:
         return len(self._folders_of_images)

@@ -90,17 +90,18 @@ class TrainingData:
         check_initial_adapter(settings, checkpoint, terminal)
         target_remarks = checkpoint.family.list_target_remarks(settings.lora.target_modules, settings.lora.parts)
         weight_remarks = list_quantization_remarks(checkpoint.quantization)
-        known_sizes = dict[tuple[int, int], tuple[int, int]]()
-        sizes = {path: known_sizes.setdefault(info.size, info.size) for path, info in scanned.image_infos.items()}
-        scanned.image_infos.clear()  # of a million rows 50 MB
         _return_memory()
-        processor = Processor.from_folder(
-            checkpoint.folder, settings.processor, read_size=lambda path: sizes.get(path) or data.read_image_size(path)
-        )
+        infos = scanned.image_infos
+
+        def read_size(path: Path) -> tuple[int, int]:
+            info = infos.get(path)
+            return info.size if info else data.read_image_size(path)
+
+        processor = Processor.from_folder(checkpoint.folder, settings.processor, read_size=read_size)
         with gc_paused(), terminal.show_count("rows encoded", len(train_rows) + len(test_rows)) as on_rows:
             encoded, encoded_test = (encode_rows(processor, rows, on_rows=on_rows) for rows in (train_rows, test_rows))
         examples, held_out = encoded.rows, encoded_test.rows
-        sizes.clear()
+        scanned.examples.drop_lookup()
         _return_memory()
 
         # Check the result.

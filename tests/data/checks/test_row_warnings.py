@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from lorgnette.data.checks.image_infos import ImageInfo
 from lorgnette.data.checks.row_warnings import NO_LETTERS, count_scripts, detect_script, find_row_warnings
-from lorgnette.data.checks.scan import ImageInfo
 from lorgnette.types import Example, Image, Turn
 
 

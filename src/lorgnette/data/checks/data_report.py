@@ -70,7 +70,7 @@ def check_rows(rows: Iterable[Example | Problem]) -> DataReport:
 
 def build_report(scan_result: ScanResult) -> DataReport:
     examples, image_infos = scan_result.examples, scan_result.image_infos
-    sizes = sorted({info.size for info in image_infos.values()}, key=lambda size: (size[0] * size[1], size))
+    sizes = sorted({info.size for info in image_infos.iter_infos()}, key=lambda size: (size[0] * size[1], size))
     answers, num_boxes, num_uses = list[int](), list[int](), 0
     for example in examples:  # once: each is built when it is asked for
         answers += [len(turn.text) for turn in example.turns if turn.role == "assistant"]

@@ -11,7 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from lorgnette.data.box_notation import find_boxes
-from lorgnette.data.checks.scan import MIN_CONTRAST, ImageInfo
+from lorgnette.data.checks.image_infos import ImageInfo
+from lorgnette.data.checks.scan import MIN_CONTRAST
 from lorgnette.types import Example, Finding
 
 MAX_STRETCH = 4

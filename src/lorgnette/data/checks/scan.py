@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from lorgnette.data.boxes import check_boxes
 from lorgnette.data.checks import near_duplicates
+from lorgnette.data.checks.image_infos import ImageInfo, ImageInfos
 from lorgnette.data.checks.name_matches import NameMatches
 from lorgnette.data.checks.row_remarks import RemarkCounter, Remarks, list_remarks
 from lorgnette.data.conversation import check_conversation
@@ -45,18 +46,6 @@ _MAX_WAIT = 0.0003
 three tenths of it while threads compete for Python's lock."""
 
 
-class ImageInfo(NamedTuple):
-    """(width, height) after orientation; on request the signature, if possible, and the contrast: the largest
-    difference of two pixels in a color, of 0–255.
-
-    A JPEG's signature is usually only that of its upper quarter, which tells most images apart.
-    """
-
-    size: tuple[int, int]
-    signature: bytes | None
-    contrast: int | None = None
-
-
 _Info = ImageInfo | LorgnetteError
 
 
@@ -67,13 +56,14 @@ class ScanResult:
 
     examples: ExampleTable
     problems: list[Problem]
-    image_infos: dict[Path, ImageInfo]
+    image_infos: ImageInfos
     remarks: list[Finding] = field(default_factory=list)
 
     def merge(self, other: "ScanResult") -> "ScanResult":
         examples, problems = ExampleTable(chain(self.examples, other.examples)), self.problems + other.problems
-        infos, remarks = self.image_infos | other.image_infos, self.remarks + other.remarks
-        return ScanResult(examples, problems, infos, remarks)
+        paths = [image.path for image in examples.images]
+        infos = [other.image_infos.get(path) or self.image_infos[path] for path in paths]
+        return ScanResult(examples, problems, ImageInfos(examples.images, infos), self.remarks + other.remarks)
 
 
 @dataclass(slots=True)
@@ -121,7 +111,8 @@ def scan(
     their own shape, which must not be too narrow then. on_rows: is told of rows that are scanned.
     """
     scanner = _RowScanner(with_signatures, needs_answer, keeps_shape)
-    examples, problems, image_infos = ExampleTable(), list[Problem](), dict[Path, ImageInfo]()
+    examples, problems = ExampleTable(), list[Problem]()
+    image_infos = ImageInfos(examples.images)
     remarks, name_matches = RemarkCounter(), NameMatches()
     for part in _scan_stream(rows, scanner) if isinstance(rows, RowStream) else scanner.scan_blocks(rows):
         for number, own_remarks in part.remarks:
@@ -129,16 +120,14 @@ def scan(
         for number in part.named:
             name_matches.add(part.examples[number])
         on_rows(part.num_rows)
-        examples.extend(part.examples)
+        for number, info in zip(examples.extend(part.examples), part.infos, strict=True):
+            image_infos.add(number, info)
         problems += part.problems
-        for image, info in zip(part.examples.images, part.infos, strict=True):
-            image_infos.setdefault(image.path, info)
     examples.drop_lookup()
     if collisions := name_matches.find_collisions(examples):
         problems += collisions.values()
         examples = ExampleTable(row for row in examples if row not in collisions)
-        used = {image.path for image in examples.images}
-        image_infos = {path: info for path, info in image_infos.items() if path in used}
+        image_infos = ImageInfos(examples.images, [image_infos[image.path] for image in examples.images])
     return ScanResult(examples, problems, image_infos, remarks.build_findings())
 
 
