@@ -113,6 +113,7 @@ def test_words_of_teach(
         ("photo", "no such recipe, file or folder", "did you mean photos?"),
         ("train.epochs", "a setting without a value", "write key=value, as in train.epochs=VALUE"),
         ("lr", "a setting without a value", "write key=value, as in lr=VALUE"),
+        ("qwen2-vl-2b", "a model, not data", "write model=qwen2-vl-2b"),
         ("zzzz", "no such recipe, file or folder", "`lorgnette recipe list` lists them"),
         (
             "run",

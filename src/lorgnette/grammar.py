@@ -199,10 +199,13 @@ def _explain_missing(path: Path) -> UsageError:
     """The error for a word that is neither a recipe nor a file; names the nearest of both."""
     from lorgnette import config, recipes
     from lorgnette.io.paths import suggest_path
+    from lorgnette.models.released_models import find_hub_name
 
     if config.is_setting(str(path)):
         hint = f"write key=value, as in {quote_word(path)}=VALUE; `lorgnette settings {quote_word(path)}` explains it"
         return UsageError("a setting without a value", where=str(path), hint=hint)
+    if find_hub_name(str(path)) is not None:
+        return UsageError("a model, not data", where=str(path), hint=f"write model={quote_word(path)}")
     names = [name for name, _ in recipes.list_titles()]
     similar = difflib.get_close_matches(str(path), names, n=1)
     recipe = f"did you mean {similar[0]}?" if similar else ""

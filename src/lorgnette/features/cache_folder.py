@@ -21,10 +21,12 @@ _SET_FILES = ("index", "rows", "lock", "in_use")
 
 
 def hash_image(grid: ImageGrid) -> bytes | None:
-    """A hash of the image file and the size of its grid; None if the file is missing."""
-    if not grid.image.path.is_file():
+    """A hash of the image file and the size of its grid; None if the file cannot be read."""
+    try:
+        content = grid.image.path.read_bytes()
+    except OSError:  # whoever decodes the image says why
         return None
-    return hashlib.sha256(f"{grid.t} {grid.h} {grid.w} ".encode() + grid.image.path.read_bytes()).digest()
+    return hashlib.sha256(f"{grid.t} {grid.h} {grid.w} ".encode() + content).digest()
 
 
 def get_features_folder() -> Path:
