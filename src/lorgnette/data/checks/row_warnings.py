@@ -95,9 +95,14 @@ def count_scripts(rows: Iterable[Example]) -> dict[str, tuple[int, Example]]:
 
     A script is not a language: English, French and LaTeX are all Latin here, and Japanese may count as Han or Hiragana.
     """
-    scripts = [(detect_script(turn.text), row) for row in rows for turn in row.turns if turn.role == "assistant"]
-    first = dict(reversed(scripts))
-    return {name: (count, first[name]) for name, count in Counter(name for name, _ in scripts).most_common()}
+    counts, first = Counter[str](), dict[str, Example]()
+    for row in rows:
+        for turn in row.turns:
+            if turn.role == "assistant":
+                script = detect_script(turn.text)
+                counts[script] += 1
+                first.setdefault(script, row)
+    return {name: (count, first[name]) for name, count in counts.most_common()}
 
 
 def detect_script(text: str) -> str:
