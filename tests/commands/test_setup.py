@@ -69,8 +69,9 @@ def test_a_process_that_does_not_start_is_not_taken_for_compiled_kernels(
 
 def test_without_a_gpu_there_is_nothing_to_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compile_ahead, "_has_gpu", lambda: False)
-    with pytest.raises(LorgnetteError, match="no NVIDIA GPU"):
-        lorgnette.setup(model="demo")
+    for model in ("demo", "Qwen2-VL-2B-Instruct"):  # which is not fetched
+        with pytest.raises(LorgnetteError, match="no NVIDIA GPU"):
+            lorgnette.setup(model=model)
     for settings in ({"device": "cpu"}, {"engine": "reference"}):
         with pytest.raises(UsageError, match="no kernels to compile"):
             lorgnette.setup(model="demo", **settings)

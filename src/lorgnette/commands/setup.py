@@ -33,14 +33,15 @@ def setup(
     terminal = Terminal(console)
     chosen = build_settings(recipe=recipe, settings=settings, values=values, terminal=terminal)
     chosen = inherit_settings(chosen, terminal)
+    is_for_gpu = chosen.device != "cpu" and chosen.engine != "reference"
+    if is_for_gpu and not compile_ahead.is_wanted(chosen.device, chosen.engine):  # before gigabytes are fetched
+        hint = "run it on the machine that will train; a CPU needs no setup"
+        raise LorgnetteError("no NVIDIA GPU with Triton is here", where="this machine", hint=hint)
     checkpoint = BaseCheckpoint.from_folder(resolve_model(chosen.model, terminal)).quantize(chosen.quantization)
     engine, reason = select_engine(chosen, checkpoint.load_hf_config(), on_gpu=chosen.device != "cpu")
     if engine != "fast":
         hint = "use engine=auto, device=auto and a model that the fast engine runs (docs/models.md)"
         raise UsageError(f"no kernels to compile: {reason}", where="setup", hint=hint)
-    if not compile_ahead.is_wanted(chosen.device, chosen.engine):
-        hint = "run it on the machine that will train; a CPU needs no setup"
-        raise LorgnetteError("no NVIDIA GPU with Triton is here", where="this machine", hint=hint)
     request = build_request(chosen, checkpoint, _SLOTS)
     if compile_ahead.is_compiled(request):
         terminal.print("kernels    compiled already")
