@@ -62,7 +62,7 @@ def open_page(process: "subprocess.Popen[str]") -> Browser:
 
 
 def answer(browser: Browser, num_answers: int) -> None:
-    """Answer with the truth until there are so many answers."""
+    """Answer with the truth until there are `num_answers` answers."""
     while (state := browser.get_state())["counts"]["answered"] < num_answers:
         current = browser.wait_for_suggestion()
         text = TRUTH[current["name"]]

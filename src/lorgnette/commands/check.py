@@ -119,7 +119,7 @@ def check(
     elif num_compared < len(infos):
         skipped.append(f"look-alikes among {len(infos) - num_compared} very large images that are not JPEGs")
     signatures = data_sets.compute_full_signatures(infos, identical_files)
-    num_trainable = len(train) - _count_blocked(train, counts.findings)
+    num_trainable = len(train) - _count_unusable(train, counts.findings)
     token_side = processor.image_processor.token_side if processor else _find_token_side(settings.model)
     of_train = [sum(numbers[: len(train)]) for numbers in (counts.num_skipped, counts.num_flat)]
     remarks = processor.list_remarks(*of_train) if processor else _list_size_remarks(settings, token_side)
@@ -176,7 +176,7 @@ def _find_image(problem: Problem) -> tuple[Path, ...]:
         return ()
 
 
-def _count_blocked(train: Sequence[Example], token_findings: Sequence[Finding]) -> int:
+def _count_unusable(train: Sequence[Example], token_findings: Sequence[Finding]) -> int:
     """The rows of the training part that cannot be encoded."""
     problems = [finding.problem for finding in token_findings if finding.is_blocking]
     broken = {(problem.source, problem.row) for problem in problems}

@@ -181,8 +181,10 @@ class FastEngine:
     def _iter_shapes(
         self, batches: Sequence[PackedBatch], repeats: float, most: int = MAX_GRAPHS_AHEAD
     ) -> Iterator[StaticInputs]:
-        """New static inputs for the shapes that are planned for these batches, at most so many, the largest first, each
-        filled with the largest batch that it covers (its embeddings stay zero)."""
+        """New static inputs for the shapes that are planned for these batches, the largest first.
+
+        Each is filled with the largest batch that it covers; its embeddings stay zero. most: the number of shapes.
+        """
         sizes = [BatchShape.from_batch(batch) for batch in batches]
         self._shape_plan = plan_shapes(sizes, count_capture_tokens(self.decoder.config), repeats, most)
         for shape in self._shape_plan.shapes:

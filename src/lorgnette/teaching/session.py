@@ -195,7 +195,7 @@ class Session:
                 "current": None if id is None else self._view_current(id),
                 "next_image": next_image,
                 "counts": self._state_view.count(),
-                "finished": self._state_view.count_finished(),
+                "finished": self._state_view.count_results(),
                 "labels": list(self._options.labels),
                 "history": self._state_view.list_history(),
                 "score": self._state_view.view_score(),

@@ -33,7 +33,7 @@ class StateView:
         answered, total = len(self._record.list_answers()), len(self._record.images)
         return {"answered": answered, "skipped": skipped, "left": max(0, total - answered - skipped), "total": total}
 
-    def count_finished(self) -> dict[str, int] | None:
+    def count_results(self) -> dict[str, int] | None:
         """Of images at the last end of the run: answered, captioned by the model, total; None before there is one."""
         finished = self._record.state.finished
         if finished is None:

@@ -344,7 +344,7 @@ def test_rows_whose_columns_depend_on_earlier_ones_are_read_in_order(
     expected = describe_scan(scan(read(path)), [])
     share_rows(monkeypatch, 2)
     assert describe_scan(scan(read(path)), []) == expected
-    monkeypatch.setattr(_RowScanner, "scan_packed", scan_with_own_choices)
+    monkeypatch.setattr(_RowScanner, "scan_block", scan_with_own_choices)
     assert describe_scan(scan(read(path)), []) != expected
 
 

@@ -174,7 +174,7 @@ def _scan_in_processes(
                 failure = error
 
         block = None
-        with closing(map_in_processes(partial(scanner.scan_packed, last), pack_blocks(), num_processes)) as parts:
+        with closing(map_in_processes(partial(scanner.scan_block, last), pack_blocks(), num_processes)) as parts:
             for part in parts:
                 block = sent.popleft()
                 if part is None or (stream.max_rows is not None and part.num_rows > stream.max_rows):
@@ -210,7 +210,7 @@ def _split_into_blocks(rows: Iterable[PendingRow | Row], size: int) -> Iterator[
 
 
 def _pack(row: PendingRow | Row) -> Any:
-    """The row without what `scan_packed` knows."""
+    """The row without what `scan_block` knows."""
     if not isinstance(row, PendingRow):
         return row
     location = row.location
@@ -233,7 +233,7 @@ class _RowScanner:
         while (block := _ScannedRows.from_rows(islice(scanned, _SHARED_BLOCK_SIZE))).num_rows:
             yield block
 
-    def scan_packed(self, last: PendingRow, block: Sequence[Any]) -> _ScannedRows | None:
+    def scan_block(self, last: PendingRow, block: Sequence[Any]) -> _ScannedRows | None:
         """The rows of a block, which follow `last`. None if columns are to be chosen."""
         ColumnReader.may_choose = False
         rows = (
