@@ -74,7 +74,7 @@ class KernelCompiler:
             self._requests.flush()
 
     def poll(self, seconds: float) -> None:
-        """Read for `seconds` what the processes write, until `is_done`. Several threads may call it."""
+        """Wait at most `seconds` for what the processes write, and read it. Several threads may call it."""
         with self._lock:
             if self.is_done or not self._poll.poll(1000 * seconds):
                 return
