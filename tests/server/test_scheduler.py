@@ -444,6 +444,7 @@ def test_an_exception_of_the_device_ends_all_streams(place: str) -> None:
             assert "CUDA error: an illegal memory access" in errors[0].message
             assert "\n" not in errors[0].message
             assert scheduler.state == "lost"
+            await wait_until(lambda: bool(told))  # the device thread tells it behind the streams
             assert [error.__cause__ for error in told] == [scheduler._error]
             with pytest.raises(GenerationError, match="restart"):
                 scheduler.submit(make_row(1), {})
