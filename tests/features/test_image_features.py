@@ -361,6 +361,9 @@ class ThreadWorld(World):
         barrier.wait(20)
         return list(values)
 
+    def barrier(self) -> None:
+        self.host_group[1].wait(20)  # type: ignore[index]
+
 
 @CUDA
 @pytest.mark.parametrize(("device_bytes", "num_kept"), [(0, 0), (400, None), (10**6, 6)])
