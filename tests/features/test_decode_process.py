@@ -107,7 +107,7 @@ def test_a_process_that_does_not_start_is_an_error_with_a_hint(monkeypatch: pyte
 
 def test_many_images_are_decoded_in_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grids = [draw(tmp_path / f"{i}.png", seed=i) for i in range(4)]
-    monkeypatch.setattr(decode_pool, "count_cores", lambda: 3)
+    monkeypatch.setattr(decode_pool, "count_cores", lambda num_ranks: 3)
     monkeypatch.setattr(decode_pool, "_MIN_PROCESSES", 1)
     monkeypatch.setattr(decode_pool, "MIN_IMAGES_FOR_PROCESSES", 4)
     pool = DecodePool(PROCESSOR)

@@ -67,7 +67,7 @@ class DecodePool:
         time.
         """
         self.close()
-        num_cores = max(count_cores() // num_ranks, 1)
+        num_cores = count_cores(num_ranks)
         num_processes = num_cores - _CORES_LEFT
         is_many = sum(map(len, groups)) >= MIN_IMAGES_FOR_PROCESSES
         self._uses_processes = is_many and num_processes >= _MIN_PROCESSES

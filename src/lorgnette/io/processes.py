@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -38,23 +39,19 @@ def count_processes() -> int:
     wait_for_libraries()
     if sys.platform != "linux" or "torch" in sys.modules or threading.active_count() > 1:
         return 1
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(cores, _read_quota(), MAX_PROCESSES))
+    return count_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def count_cores() -> int:
-    """The cores that this process may use, at most MAX_PROCESSES: those that the system and its container grant."""
+def count_cores(num_sharing: int = 1) -> int:
+    """The cores for each of `num_sharing` processes like this one, at least 1 and at most MAX_PROCESSES.
+
+    They share those that the system and its container grant.
+    """
     granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(granted, _read_quota(), MAX_PROCESSES))
-
-
-def _read_quota() -> int:
-    """The cores whose time a container grants; MAX_PROCESSES if it does not say."""
-    try:
+    with suppress(OSError, ValueError):  # no such file, or "max"
         quota, period = _QUOTA.read_text().split()
-        return int(quota) // int(period)
-    except (OSError, ValueError):  # none, or "max"
-        return MAX_PROCESSES
+        granted = min(granted, int(quota) // int(period))
+    return max(1, min(granted // num_sharing, MAX_PROCESSES))
 
 
 class _Worker(NamedTuple):
