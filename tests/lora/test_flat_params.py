@@ -1,6 +1,8 @@
 """The flat parameters equal PEFT's: names, shapes, initial values; the decoder computes with views of them."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from lorgnette.config import TARGET_MODULES, LoraSettings
 from lorgnette.engine.loading import load_decoder
 from lorgnette.engine.peft_engine import add_adapter, get_adapter_state
+from lorgnette.lora import flat_params
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
@@ -101,3 +104,23 @@ def test_gradients_are_one_vector(tiny: Path, shape: AdapterShape) -> None:
     assert changed == {shape.format_name(1, "up_proj", "A"): [1.0], shape.format_name(1, "gate_proj", "B"): [2.0]}
     assert flat.values.grad is not None
     assert flat.values.grad.sum() == 4 * 64 + 2 * 96 * 4
+
+
+@pytest.mark.parametrize("targets", [TARGET_MODULES, ("k_proj", "q_proj", "down_proj"), ("down_proj", "up_proj"), ()])
+@pytest.mark.parametrize("max_draws", [1, 3000, 1 << 24])
+def test_initial_values_drawn_together_equal_those_drawn_one_by_one(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, targets: tuple[Any, ...], max_draws: int
+) -> None:
+    """max_draws: one layer at a time, some, all."""
+    text = replace(BaseCheckpoint.from_folder(tiny).load_text_config(), num_layers=5)
+    shape = AdapterShape(text, targets, 3, 1.0)
+    generator, expected = torch.Generator().manual_seed(9), FlatLoraParams(shape, CPU)
+    for layer in range(text.num_layers):
+        for target in shape.select_adapted(TARGET_MODULES):
+            a, b = (expected.named_params[shape.format_name(layer, target, factor)] for factor in "AB")
+            torch.empty(a.numel() + b.numel()).uniform_(generator=generator)
+            a.uniform_(-1 / math.sqrt(a.shape[1]), 1 / math.sqrt(a.shape[1]), generator=generator)
+    monkeypatch.setattr(flat_params, "_MAX_DRAWS", max_draws)
+    assert torch.equal(FlatLoraParams.init_values(shape, 9), expected.values)
+    if targets:
+        assert not torch.equal(FlatLoraParams.init_values(shape, 8), expected.values)

@@ -7,6 +7,8 @@ Each factor is a view into the vector under its PEFT name, so a saved adapter is
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
+from itertools import accumulate, cycle, groupby
 
 import torch
 from torch import Tensor, nn
@@ -19,21 +21,30 @@ from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
 from lorgnette.models.lora_linear import LoraFactors
 from lorgnette.models.networks import Decoder
 
+_MAX_DRAWS = 1 << 22
+"""Random numbers that `init_values` has in memory at a time, unless one layer needs more."""
+
 
 class FlatLoraParams:
     """The fp32 master weights of the factors.
 
     `values` is the optimizer's only parameter. Its `.grad` is the front of `flat_grad`, which is allocated once.
-    named_params, named_grads: views of both by the factors' names in PEFT's file.
+    named_params, named_grads: views of both by the factors' names in PEFT's file, made at the first use.
     """
 
     def __init__(self, shape: AdapterShape, device: torch.device) -> None:
         self.shape = shape
         self.values = nn.Parameter(torch.zeros(shape.num_params, device=device))
         self.flat_grad = allocate_flat_grad([self.values])
+
+    @cached_property
+    def named_params(self) -> dict[str, Tensor]:
+        return _split_into_views(self.shape, self.values.data)
+
+    @cached_property
+    def named_grads(self) -> dict[str, Tensor]:
         assert self.values.grad is not None
-        self.named_params = _split_into_views(shape, self.values.data)
-        self.named_grads = _split_into_views(shape, self.values.grad)
+        return _split_into_views(self.shape, self.values.grad)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy the factors in; names and shapes are those of `shape.factor_shapes()`."""
@@ -52,18 +63,37 @@ class FlatLoraParams:
     def init_values(shape: AdapterShape, seed: int) -> Tensor:
         """A fresh adapter, bit for bit the one PEFT draws: A Kaiming-uniform (a = √5), B zero.
 
-        PEFT initializes both linear layers of a module and then draws A again. The first two draws are discarded; one
-        call draws them together, because each call to torch may lose Python's lock to another thread.
+        PEFT initializes both linear layers of a module and then draws A again. The first two draws are discarded, so
+        their bounds do not matter: one call draws for all neighbors whose A has the same bound, because each call to
+        torch may lose Python's lock to another thread.
         """
-        generator = torch.Generator().manual_seed(seed)
-        values = torch.zeros(shape.num_params)
-        views = _split_into_views(shape, values)
-        for layer in range(shape.text.num_layers):
-            for target in shape.select_adapted(TARGET_MODULES):
-                a, b = (views[shape.format_name(layer, target, factor)] for factor in "AB")
-                torch.empty(a.numel() + b.numel()).uniform_(generator=generator)
-                bound = 1 / math.sqrt(a.shape[1])
-                a.uniform_(-bound, bound, generator=generator)
+        values, generator = torch.zeros(shape.num_params), torch.Generator().manual_seed(seed)
+        num_layers, sizes = shape.text.num_layers, shape.factor_shapes()
+        starts = dict(zip(sizes, accumulate(map(math.prod, sizes.values()), initial=0), strict=False))
+
+        # One row of draws for each layer: (A B discarded, A kept) for each module.
+        kept: list[tuple[int, int, int]] = []  # of each module: place in the row of draws, place in the layer, length
+        calls: list[tuple[int, float]] = []  # number of draws, bound
+        num_draws = 0
+        for inputs, targets in groupby(shape.select_adapted(TARGET_MODULES), shape.in_features):
+            first_draw = num_draws
+            for target in targets:
+                names = [shape.format_name(0, target, factor) for factor in "AB"]
+                length, length_b = (math.prod(sizes[name]) for name in names)
+                kept.append((num_draws + length + length_b, starts[names[0]], length))
+                num_draws += 2 * length + length_b
+            calls.append((num_draws - first_draw, 1 / math.sqrt(inputs)))
+
+        # Some layers at a time, so that the discarded draws take little memory.
+        layers = values.view(num_layers, shape.num_params // num_layers)
+        num_rows = min(num_layers, max(1, _MAX_DRAWS // max(1, num_draws)))
+        draws = torch.empty(num_rows, num_draws)
+        pieces = draws.view(-1).split([count for count, _ in calls] * num_rows) if calls else ()
+        for rows in layers.split(num_rows):
+            for piece, (_, bound) in zip(pieces[: len(rows) * len(calls)], cycle(calls)):
+                piece.uniform_(-bound, bound, generator=generator)
+            for place, start, length in kept:
+                rows[:, start : start + length] = draws[: len(rows), place : place + length]
         return values
 
     def attach(self, decoder: Decoder) -> MultiTensorCopy:
