@@ -88,8 +88,8 @@ class FlatLoraParams:
         layers = values.view(num_layers, shape.num_params // num_layers)
         num_rows = min(num_layers, max(1, _MAX_DRAWS // max(1, num_draws)))
         draws = torch.empty(num_rows, num_draws)
-        pieces = draws.view(-1).split([count for count, _ in calls] * num_rows) if calls else ()
-        for rows in layers.split(num_rows):
+        pieces = torch.split(draws.view(-1), [count for count, _ in calls] * num_rows) if calls else ()
+        for rows in torch.split(layers, num_rows):
             for piece, (_, bound) in zip(pieces[: len(rows) * len(calls)], cycle(calls)):
                 piece.uniform_(-bound, bound, generator=generator)
             for place, start, length in kept:
