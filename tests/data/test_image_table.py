@@ -43,6 +43,20 @@ def test_images_come_back_as_they_were(first: list[Image], second: list[Image]) 
     assert [table.add(image) for image in [*first, *second]] == expected  # none is added twice
 
 
+@given(IMAGES)
+def test_built_images_are_one_object_each(images: list[Image]) -> None:
+    table = ImageTable()
+    for image in images:
+        table.add(image)
+    plain = list(map(describe, table))
+    built = table.build_all()
+    assert list(map(describe, built)) == plain
+    assert all(table[number] is image for number, image in enumerate(built))
+    assert list(map(describe, pickle.loads(pickle.dumps(table)))) == plain
+    table.add(Image(Path("new.jpg")))
+    assert list(map(describe, table)) == [*plain, (Path("new.jpg"), "", None)]
+
+
 def test_a_changed_field_makes_another_image() -> None:
     table = ImageTable()
     images = [Image(Path("a.jpg")), Image(Path("a.jpg"), "b"), Image(Path("a.jpg"), size=(1, 2)), Image(Path("b.jpg"))]

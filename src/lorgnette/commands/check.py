@@ -41,6 +41,7 @@ from lorgnette.resolve import (
     resolve_data,
     resolve_images_folder,
 )
+from lorgnette.startup import gc_paused
 from lorgnette.training.initial_adapter import check_initial_adapter, inherit_settings
 from lorgnette.training.start_warnings import explain_idle_gpus, explain_missing_device, list_start_warnings
 from lorgnette.training.step_count import StepCount
@@ -100,16 +101,19 @@ def check(
     source = resolve_data(own_settings, terminal) or source
     if is_on_hub:
         settings, name, max_rows = own_settings, None, None
-    scan = _scan(read_rows(settings, source, terminal, max_rows=max_rows, name=name), settings, look_alikes, terminal)
-    test_scan = None
-    if settings.data.test is not None:
-        test_scan = _scan(read_rows(settings, settings.data.test, terminal), settings, look_alikes, terminal)
-    full_scan = scan if test_scan is None else scan.merge(test_scan)
-    infos = full_scan.image_infos
-    # Split as training does, and count tokens.
-    identical_files = data_sets.map_identical_files(infos, infos)
-    *parts, failure = _split(scan, test_scan, identical_files, settings)
-    train, held_out = (part.build_all() for part in parts)  # built once: each row is looked at again and again
+    with gc_paused():
+        rows_read = read_rows(settings, source, terminal, max_rows=max_rows, name=name)
+        scan, test_scan = _scan(rows_read, settings, look_alikes, terminal), None
+        if settings.data.test is not None:
+            test_scan = _scan(read_rows(settings, settings.data.test, terminal), settings, look_alikes, terminal)
+        full_scan = scan if test_scan is None else scan.merge(test_scan)
+        infos = full_scan.image_infos
+        # Split as training does. Images and rows are built once: each is looked at again and again.
+        full_scan.examples.images.build_all()
+        identical_files = data_sets.map_identical_files(infos, infos)
+        *parts, failure = _split(scan, test_scan, identical_files, settings)
+        train, held_out = (part.build_all() for part in parts)
+    # Count tokens.
     examples = [*train, *held_out]
     processor = _open_processor(settings, infos)
     counts, skipped = _count_tokens(processor, examples, settings, terminal, is_known=hf_config is not None)
@@ -127,7 +131,7 @@ def check(
     step_count = StepCount(num_trainable, settings.train)
     report = CheckReport(
         title=", ".join(path.name for path in split_sources(source)),
-        data_report=data_sets.build_report(full_scan),
+        data_report=data_sets.build_report(full_scan, examples),
         findings=[
             *(Finding("unusable", problem, _find_image(problem)) for problem in full_scan.problems),
             *full_scan.remarks,

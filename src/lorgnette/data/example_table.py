@@ -229,7 +229,7 @@ class ExampleTable(Sequence[Example]):
 
     def build_all(self) -> list[Example]:
         """All examples at once; those of one image share it."""
-        images = list(self._rows.images)
+        images = self._rows.images.build_all()
         return [self._rows.build(row, images) for row in self._iter_rows()]
 
     def iter_references(self) -> Iterator[str]:

@@ -27,6 +27,7 @@ class ImageTable(Sequence[Image]):
         self._lookup: dict[str | tuple[str, Extras], int] | None = None
         self._shared_extras = dict[Extras, Extras]()
         self._last: tuple[int, Image] | None = None
+        self._built: list[Image] | None = None
 
     def add(self, image: Image) -> int:
         """The number of an image; it is added behind the others if it is new."""
@@ -35,6 +36,12 @@ class ImageTable(Sequence[Image]):
     def extend(self, images: "ImageTable") -> list[int]:
         """Add the images of another table. Returns their numbers in this one."""
         return [self._add(images.get_path(i), images._get_extras(i)) for i in range(len(images))]
+
+    def build_all(self) -> list[Image]:
+        """All images. They are kept until one is added, so that each path is one object: 700 bytes an image."""
+        if self._built is None:
+            self._built = self[:]
+        return self._built
 
     def drop_lookup(self) -> None:
         """Free the memory of the look-up by path, about 250 bytes an image. `add` and `find` build it anew."""
@@ -73,6 +80,8 @@ class ImageTable(Sequence[Image]):
     def __getitem__(self, index: int | slice) -> Image | list[Image]:
         if isinstance(index, slice):
             return [self[number] for number in range(len(self))[index]]
+        if self._built is not None:
+            return self._built[index]
         number, last = range(len(self))[index], self._last
         if last is None or last[0] != number:  # rows that follow each other are often about one image
             self._last = last = number, Image(Path(self.get_path(number)), *self._get_extras(number))
@@ -92,6 +101,7 @@ class ImageTable(Sequence[Image]):
             if (number := self._lookup.setdefault((path, extras), new)) != new:
                 return number
             self._first_numbers[new] = first
+        self._built = None
         head, slash, name = path.rpartition("/")
         folder = self._folder_numbers.setdefault(head + slash, len(self._folders))
         if folder == len(self._folders):
@@ -112,4 +122,4 @@ class ImageTable(Sequence[Image]):
         return lookup
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_lookup": None, "_shared_extras": {}}
+        return self.__dict__ | {"_lookup": None, "_shared_extras": {}, "_built": None}

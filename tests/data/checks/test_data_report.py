@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL.ImageFile import ImageFile
 
-from lorgnette.data import check_rows, images, load_usable, read
-from lorgnette.data.checks.data_report import AnswerLengths
+from lorgnette.data import check_rows, images, load_usable, read, scan
+from lorgnette.data.checks.data_report import AnswerLengths, build_report
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Image, Problem, Turn
 
@@ -51,6 +51,14 @@ def test_the_report_counts_rows_images_and_answers(
     assert content["problems"][0]["row"] == 4
     assert content["smallest"] == {"width": 10, "height": 20}
     assert content["answers"]["longest"] == 12
+
+
+def test_a_report_of_built_examples_is_the_same(make_image: Callable[..., Path]) -> None:
+    path = make_image("a.png", size=(10, 20))
+    scanned = scan([build_example(path, answer=text, row=i) for i, text in enumerate(("x", "four", "a longer one"))])
+    built = scanned.examples.build_all()
+    assert build_report(scanned, reversed(built)) == build_report(scanned)
+    assert build_report(scanned, built[1:]) != build_report(scanned)
 
 
 def test_the_report_of_no_rows() -> None:

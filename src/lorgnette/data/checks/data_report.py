@@ -68,17 +68,18 @@ def check_rows(rows: Iterable[Example | Problem]) -> DataReport:
     return build_report(scan(rows))
 
 
-def build_report(scan_result: ScanResult) -> DataReport:
-    examples, image_infos = scan_result.examples, scan_result.image_infos
+def build_report(scan_result: ScanResult, examples: Iterable[Example] | None = None) -> DataReport:
+    """examples: those of the scan in any order, if they are built already."""
+    image_infos = scan_result.image_infos
     sizes = sorted({info.size for info in image_infos.iter_infos()}, key=lambda size: (size[0] * size[1], size))
     answers, num_boxes, num_uses = list[int](), list[int](), 0
-    for example in examples:  # once: each is built when it is asked for
+    for example in scan_result.examples if examples is None else examples:
         answers += [len(turn.text) for turn in example.turns if turn.role == "assistant"]
         num_boxes.append(len(example.boxes))
         num_uses += len(example.images)
     return DataReport(
-        num_rows=len(examples) + len(scan_result.problems),
-        num_usable=len(examples),
+        num_rows=len(scan_result.examples) + len(scan_result.problems),
+        num_usable=len(scan_result.examples),
         problems=tuple(scan_result.problems),
         num_images=len(image_infos),
         num_repeated_uses=num_uses - len(image_infos),
