@@ -31,7 +31,7 @@ from lorgnette.processing.processor import Processor
 from lorgnette.training.sampler import BatchSampler
 from lorgnette.training.trainer import StepReport, Trainer
 
-STEPS = (("Qwen2-VL-2B", 64), ("Qwen2-VL-7B", 64), ("Qwen2-VL-2B", 16))
+STEPS = (("Qwen2-VL-2B", 64), ("Qwen2-VL-7B", 64))
 """Models, and samples of a step of all ranks."""
 SHARDED_MODEL, SHARDED_TOKENS = "Qwen2-VL-7B", (2048, 8192)
 """Tokens for each GPU in a step."""
@@ -153,15 +153,20 @@ def measure_all(work: Path, out: Path, parts: list[str], *, tiny: bool) -> None:
             print(json.dumps(figures), flush=True)
             write_json(out, {"measured": measured})
 
-    steps, tokens_of = ([(STEPS[0][0], 4)], [200]) if tiny else (STEPS, SHARDED_TOKENS)
-    for name, samples in steps if "steps" in parts else []:
-        if world.is_main:
-            keep(measure(work / name, World(), samples=samples))
-        world.barrier()
-        keep(measure(work / name, world, samples=samples))
-    for tokens in tokens_of if "shards" in parts else []:
-        for is_sharded in (False, True):
-            keep(measure(work / SHARDED_MODEL, world, tokens=tokens, is_sharded=is_sharded))
+    def measure_steps() -> None:
+        for name, samples in [(STEPS[0][0], 4)] if tiny else STEPS:
+            if world.is_main:
+                keep(measure(work / name, World(), samples=samples))
+            world.barrier()
+            keep(measure(work / name, world, samples=samples))
+
+    def measure_shards() -> None:
+        for tokens in [200] if tiny else SHARDED_TOKENS:
+            for is_sharded in (False, True):
+                keep(measure(work / SHARDED_MODEL, world, tokens=tokens, is_sharded=is_sharded))
+
+    for part in parts:
+        {"steps": measure_steps, "shards": measure_shards}[part]()
     leave_world(world)
 
 

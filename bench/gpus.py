@@ -6,16 +6,19 @@
     shards   7B's layers whole on every GPU and sharded over all, at the same tokens for each GPU
     job      the tutorial's training by the command line, from the start of its process to its adapter
     coco     an epoch over 8,000 generated images with five captions each, grouped: image features and steps
-    small    7B where this process holds so much of every GPU that layers fit only sharded: its losses beside those of
-             one whole GPU
+    small    7B where this process holds so much of every GPU that one alone has no room for weights and adapter: the
+             losses of several with sharded layers beside those of one whole GPU
     peer     transformers and PEFT under torchrun, 64 samples in a step
 
-Steps are timed by the trainer: medians of 16 after 8 that warm up. WORK needs 25 GB. The file is written after every
-part. --tiny: two small layers; without a GPU the ranks are processes on the CPU, and the figures mean nothing.
+Steps are timed by the trainer: medians of 16 after 8 that warm up. WORK needs 25 GB. Parts run in the order given; each
+has a limit, and the file is written after it with all that it has measured until then. --make makes the files of WORK
+alone; the next call with the same parts uses them. --tiny: two small layers; without a GPU the ranks are processes on
+the CPU, and the figures mean nothing.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
@@ -35,10 +38,13 @@ import torch
 import training_run
 from cards import open_silent_console
 from compare import write_resized
+from families import LORA
 from machine import HAS_GPU, name_device
 from results_file import ResultsFile
 
 import lorgnette
+from lorgnette.models.adapter_shape import AdapterShape
+from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.planning.memory import GIB, compute_usable_bytes
 from lorgnette.report import run_log
 
@@ -53,9 +59,11 @@ SMALL = {
     "image_size": "280", "lora.rank": 64, "train.max_steps": 6, "train.batch_size": 16, "train.logging_steps": 1,
     "data.holdout": 4, "predict.max_new_tokens": 4, "report_to": "none",
 }  # fmt: skip
-PEER_SAMPLES, PEER_STEPS = 64, 20
-SECONDS = {"steps": 80, "shards": 60, "job": 60, "coco": 110, "small": 110, "peer": 110}
-"""No part starts with less time left."""
+PEER_SAMPLES, PEER_STEPS = 64, 16
+SECONDS = {
+    "steps": (50, 90), "shards": (45, 75), "job": (60, 100), "coco": (70, 140), "small": (60, 110), "peer": (60, 90)
+}  # fmt: skip
+"""No part starts with less time left than the first figure; none takes longer than the second."""
 OUTSIDE_BYTES = int(0.81 * GIB)
 """What a training on an H100 takes outside torch; the plan counts 1 GiB as the card's."""
 
@@ -76,9 +84,17 @@ class Bench:
         folders = {"XDG_CACHE_HOME": self.work / "cache", "TRITON_CACHE_DIR": self.work / "kernels"}
         return os.environ | {name: str(folder) for name, folder in folders.items()}
 
+    @property
+    def num_coco_images(self) -> int:
+        return 24 if self.tiny else NUM_COCO_IMAGES
+
     def make_files(self) -> None:
         """Images, captions, and the models that need files."""
         job.make_images(self.work, 20 if self.tiny else 500)
+        if "coco" in self.parts:
+            epoch.make_data(self.work, self.num_coco_images)
+        if "peer" in self.parts:
+            write_resized(self.work, self.work / "resized", 280)
         if {"steps", "shards"}.intersection(self.parts):
             for name in gpu_steps.MODELS:
                 nf4.make_job(self.work, name, tiny=self.tiny)
@@ -88,24 +104,23 @@ class Bench:
             job.make_model(self.work / "large", job.BUILT_IN, SMALL_MODEL, tiny=self.tiny)
         hold_all_but(None)
 
-    def measure_ranks(self, limit: float) -> dict[str, Any]:
-        """Steps and shards by torchrun; as far as they got, if they failed."""
+    def measure_ranks(self, figures: dict[str, Any], limit: float) -> None:
+        """Steps and shards by torchrun."""
         out, parts = self.work / "ranks.json", [part for part in self.parts if part in ("steps", "shards")]
         command = [
             *LAUNCHER, f"--nproc-per-node={self.num_gpus}", str(HERE / "with_own_card.py"), str(HERE / "gpu_steps.py"),
             str(self.work), f"--out={out}", f"--parts={','.join(parts)}", *(["--tiny"] if self.tiny else []),
         ]  # fmt: skip
-        figures: dict[str, Any] = {"failed": None}
         try:
             process.run(command, self.work / "ranks.txt", limit, environment=self.open_environment())
-        except process.FailedError as error:
-            figures["failed"] = str(error)
-        figures |= json.loads(out.read_text()) if out.exists() else {"measured": []}
-        return figures | compare_steps(figures["measured"])
+        finally:
+            figures |= json.loads(out.read_text()) if out.exists() else {"measured": []}
+            figures |= compare_steps(figures["measured"])
 
-    def measure_job(self, limit: float) -> dict[str, Any]:
+    def measure_job(self, figures: dict[str, Any], limit: float) -> None:
         """Seconds of the tutorial's training, on one GPU and on several in turns."""
         end, runs = time.monotonic() + limit, list[dict[str, Any]]()
+        figures["runs"] = runs
         tiny = ["train.max_steps=6", "train.batch_size=2", "train.logging_steps=1", "predict.max_new_tokens=4"]
         words = tiny if self.tiny else ["train.logging_steps=5"]
         for number in range(1 if self.tiny else NUM_JOBS):
@@ -121,32 +136,43 @@ class Bench:
             count: statistics.median(run["saved_s"] for run in later if run["gpus"] == count)
             for count in (1, self.num_gpus)
         }
-        return {"runs": runs, "saved_s": saved_s, "speedup": saved_s[1] / saved_s[self.num_gpus]}
+        figures |= {"saved_s": saved_s, "speedup": saved_s[1] / saved_s[self.num_gpus]}
 
-    def measure_coco(self, limit: float) -> dict[str, Any]:
-        end, num_images = time.monotonic() + limit, 24 if self.tiny else NUM_COCO_IMAGES
-        table, size = epoch.make_data(self.work, num_images), 8 if self.tiny else CAPTIONS_PER_STEP
-        num_steps = -(-5 * num_images // size)
+    def measure_coco(self, figures: dict[str, Any], limit: float) -> None:
+        """One GPU makes the features beside the steps, several make them before: `epoch_s` has both."""
+        end, size = time.monotonic() + limit, 8 if self.tiny else CAPTIONS_PER_STEP
+        num_steps = -(-5 * self.num_coco_images // size)
         words = ["data.group_by_image=true", "train.logging_steps=1", f"train.batch_size={size}"]
-        figures: dict[str, Any] = {"images": num_images, "steps": num_steps}
+        figures |= {"images": self.num_coco_images, "steps": num_steps}
         for count in (1, self.num_gpus):
             os.environ |= self.open_environment()
             name = f"coco-{count}"
-            part = epoch.train(self.work, table, name, [*words, *self.choose_gpus(count)], end - time.monotonic())
+            words_of_run = [*words, *self.choose_gpus(count)]
+            part = epoch.train(self.work, self.work / "many.csv", name, words_of_run, end - time.monotonic())
             part["epoch_s"] = part["features_s"] + num_steps * part["ms_per_step"] / 1000
+            ends = {stage["name"]: stage["end_s"] for stage in part["timeline"]}
+            if "steps" in ends:  # else it was cut off
+                part["from_weights_s"] = ends["steps"] - ends["weights"]
             part |= describe_steps(self.work / name / "log.jsonl")
             figures[f"{count}"] = part
             print(name, json.dumps(part), flush=True)
         one, several = figures["1"], figures[f"{self.num_gpus}"]
-        names = ("epoch_s", "features_s", "ms_per_step", "median_ms")
-        return figures | {"speedups": {name: one[name] / several[name] for name in names}}
+        names = {"epoch_s", "from_weights_s", "ms_per_step", "median_ms"} & one.keys() & several.keys()
+        figures["speedups"] = {name: one[name] / several[name] for name in sorted(names)}
 
-    def measure_small(self, limit: float) -> dict[str, Any]:
-        """The card is between what sharded and what whole layers need."""
+    def measure_small(self, figures: dict[str, Any], limit: float) -> None:
+        """The card has room for sharded layers, and none for the weights and the adapter of one alone.
+
+        What one needs for these does not depend on micro-batches and recomputed layers, so no setting makes it fit.
+        """
         end, words = time.monotonic() + limit, [f"{name}={value}" for name, value in SMALL.items()]
-        sharded, whole = self.find_least_gib(self.num_gpus), self.find_least_gib(1)
-        gib = (sharded + whole) / 2
-        figures: dict[str, Any] = {"model": SMALL_MODEL, "sharded_gib": sharded, "whole_gib": whole, "card_gib": gib}
+        sharded, whole, state = self.find_least_gib(self.num_gpus), self.find_least_gib(1), self.count_state_bytes()
+        least_alone = state / GIB + (GIB - compute_usable_bytes(1.0)) / GIB
+        gib = (sharded + least_alone) / 2
+        figures |= {
+            "model": SMALL_MODEL, "sharded_gib": sharded, "whole_gib": whole, "state_gib": state / GIB, "card_gib": gib,
+            "has_room_for_state": state <= compute_usable_bytes(gib),
+        }  # fmt: skip
         for name, count, is_small in (("whole", 1, False), ("sharded", self.num_gpus, True), ("alone", 1, True)):
             hold_all_but(compute_usable_bytes(gib) + OUTSIDE_BYTES if is_small else None)
             run = self.work / f"small-{name}"
@@ -155,6 +181,7 @@ class Bench:
                 f"model={self.work / 'large'}", f"run={run}", *words, *self.choose_gpus(count),
             ]  # fmt: skip
             output, part = self.work / f"small-{name}.txt", dict[str, Any](gpus=count, failed=None)
+            start = time.monotonic()
             try:
                 process.run(command, output, end - time.monotonic(), environment=self.open_environment())
             except process.FailedError as error:
@@ -163,17 +190,26 @@ class Bench:
             records = list(run_log.read_log(log)) if log.exists() else []
             part["losses"] = [record["loss"] for record in records if record["kind"] == "train"]
             part["reserved_gib"] = [record["reserved_gib"] for record in records if record["kind"] == "memory"]
+            part["seconds"] = time.monotonic() - start
             lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
-            part["said"] = [line for line in lines if line.startswith(("memory", "engine", "lorgnette"))]
+            part["said"] = [line for line in lines if line.startswith(("memory", "engine", "layers", "lorgnette"))]
             figures[name] = part
             print(name, json.dumps(part), flush=True)
         hold_all_but(None)
-        losses = [figures[name]["losses"] for name in ("whole", "sharded")]
-        pairs = zip(*losses, strict=False)
-        return figures | {"largest_difference": max((abs(a - b) for a, b in pairs), default=None)}
+        pairs = zip(figures["whole"]["losses"], figures["sharded"]["losses"], strict=False)
+        figures["largest_difference"] = max((abs(a - b) for a, b in pairs), default=None)
+
+    def count_state_bytes(self) -> int:
+        """Of the decoder's weights, and of the adapter's values, gradient and two moments in fp32."""
+        text = BaseCheckpoint.from_folder(self.work / "large", needs_weights=False).load_text_config()
+        num_values = sum(map(math.prod, text.list_weight_shapes().values()))
+        return 2 * num_values + 16 * AdapterShape.from_settings(text, LORA).num_params
 
     def find_least_gib(self, count: int) -> float:
-        """Of a card that trains the model as it is, one of `count`."""
+        """Of a card that trains the model as it is, one of `count`: the least for which the plan names no setting.
+
+        It counts on what `train` reduces by itself: micro-batches of one example, all layers recomputed.
+        """
         settings = {"model": str(self.work / "large"), **SMALL}
         for gib in (2 + n / 2 for n in range(150)):
             [card] = lorgnette.plan(
@@ -183,11 +219,9 @@ class Bench:
                 return gib
         raise ValueError("no card holds this model")
 
-    def measure_peer(self, limit: float) -> dict[str, Any]:
-        """transformers' Trainer, which uses DistributedDataParallel under torchrun."""
+    def measure_peer(self, figures: dict[str, Any], limit: float) -> None:
+        """transformers' Trainer, which uses DistributedDataParallel under torchrun. It is ended when it has saved."""
         end, samples = time.monotonic() + limit, 4 if self.tiny else PEER_SAMPLES
-        write_resized(self.work, self.work / "resized", 280)
-        figures: dict[str, Any] = {}
         for count in (1, self.num_gpus):
             out = self.work / f"peer-{count}"
             out.mkdir()
@@ -201,17 +235,25 @@ class Bench:
             }  # fmt: skip
             if find_spec("liger_kernel") is None:
                 environment["NO_LIGER"] = "1"
+            file = out / "run.json"
             try:
-                process.run(command, out / "log.txt", end - time.monotonic(), cwd=out, environment=environment)
+                process.run(
+                    command, out / "log.txt", end - time.monotonic(), is_done=lambda file=file: has_saved(file),
+                    cwd=out, environment=environment,
+                )  # fmt: skip
             except process.FailedError:
                 print(*(out / "log.txt").read_text(errors="replace").splitlines()[-40:], sep="\n", flush=True)
                 raise
-            run = json.loads((out / "run.json").read_text())
+            run = json.loads(file.read_text())
             run |= {"has_liger": "NO_LIGER" not in environment}
             run["samples_per_s"] = run["steady_steps"] * samples / run["steady_s"]
             figures[f"{count}"] = run
             print("peer", count, json.dumps({name: run[name] for name in ("samples_per_s", "peak_gib")}), flush=True)
-        return figures | {"speedup": figures[f"{self.num_gpus}"]["samples_per_s"] / figures["1"]["samples_per_s"]}
+        figures["speedup"] = figures[f"{self.num_gpus}"]["samples_per_s"] / figures["1"]["samples_per_s"]
+
+
+def has_saved(run_file: Path) -> bool:
+    return run_file.exists() and "saved_s" in json.loads(run_file.read_text())
 
 
 def compare_steps(measured: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -251,25 +293,38 @@ def hold_all_but(free: int | None) -> None:
             _held.append(torch.empty(size, dtype=torch.uint8, device=f"cuda:{number}"))
 
 
-def measure_all(arguments: argparse.Namespace) -> None:
-    work, parts = arguments.work.resolve(), arguments.parts
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    results = ResultsFile(arguments.out, ["bench/gpus.py", *parts], name_device(), arguments.budget)
-    bench = Bench(work, arguments.gpus, parts, tiny=arguments.tiny)
+def open_work(bench: Bench) -> None:
+    """Make the files, or take those that --make has made for these parts."""
+    note, text = bench.work / "made.json", json.dumps([sorted(bench.parts), bench.tiny])
+    if note.exists() and note.read_text() == text:
+        note.unlink()  # once: the parts write beside them
+        return
+    shutil.rmtree(bench.work, ignore_errors=True)
+    bench.work.mkdir(parents=True)
     bench.make_files()
-    todo: dict[str, Callable[[float], dict[str, Any]]] = {
+
+
+def measure_all(arguments: argparse.Namespace) -> None:
+    parts = arguments.parts
+    bench = Bench(arguments.work.resolve(), arguments.gpus, parts, tiny=arguments.tiny)
+    results = ResultsFile(arguments.out, ["bench/gpus.py", *parts], name_device(), arguments.budget)
+    open_work(bench)
+    if arguments.make:
+        (bench.work / "made.json").write_text(json.dumps([sorted(parts), bench.tiny]))
+        return
+    todo: dict[str, Callable[[dict[str, Any], float], None]] = {
         "job": bench.measure_job, "coco": bench.measure_coco, "small": bench.measure_small, "peer": bench.measure_peer
     }  # fmt: skip
     for part in dict.fromkeys("ranks" if part in ("steps", "shards") else part for part in parts):
         names = [name for name in parts if name in ("steps", "shards")] if part == "ranks" else [part]
-        if not results.fits(0 if arguments.tiny else sum(SECONDS[name] for name in names), part):
+        least, most = (sum(SECONDS[name][i] for name in names) for i in (0, 1))
+        if not results.fits(0 if arguments.tiny else least, part):
             continue
-        start, measure = time.monotonic(), todo.get(part, bench.measure_ranks)
+        start, measure, figures = time.monotonic(), todo.get(part, bench.measure_ranks), dict[str, Any](failed=None)
         try:
-            figures = measure(results.seconds_left)
+            measure(figures, min(most, results.seconds_left))
         except process.FailedError as error:
-            figures = {"failed": str(error)}
+            figures["failed"] = str(error)
         results.update(**{part: figures | {"took_s": time.monotonic() - start}})
         print(part, json.dumps(figures), flush=True)
 
@@ -281,5 +336,6 @@ if __name__ == "__main__":
     parser.add_argument("--parts", type=lambda text: text.split(","), default=list(SECONDS))
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--budget", type=float, default=600, help="seconds for everything")
+    parser.add_argument("--make", action="store_true", help="only make the files")
     parser.add_argument("--tiny", action="store_true")
     measure_all(parser.parse_args())

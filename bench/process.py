@@ -44,9 +44,26 @@ def run(
 
 
 def end(child: subprocess.Popen[bytes]) -> None:
+    """Its children, too, those in process groups of their own included: torchrun starts its ranks so."""
+    others = list_descendants(child.pid)
     with suppress(ProcessLookupError):  # it may have ended already, and its children too
         os.killpg(child.pid, signal.SIGKILL)
+    for number in others:
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
     child.wait()
+
+
+def list_descendants(number: int) -> list[int]:
+    """The ids of the processes that this process has started, and of those that they have, on Linux."""
+    parents = dict[int, int]()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = [number]
+    for parent in found:
+        found += [child for child, its_parent in parents.items() if its_parent == parent]
+    return found[1:]
 
 
 def _append_last_lines(message: str, output: Path) -> str:

@@ -1,8 +1,10 @@
 """The benchmarks run on a tiny model; the comparison's arithmetic, table and chart. Peers run on a GPU only."""
 
+import argparse
 import io
 import json
 import random
+import shutil
 import sys
 import time
 import xml.etree.ElementTree as ET
@@ -16,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from ranks import run_ranks
+from safetensors.torch import load_file
 
 from lorgnette import __version__, recipes
 from lorgnette.config import LoraSettings, ProcessorSettings
@@ -280,9 +283,11 @@ def test_the_file_is_complete_after_every_measurement(results_file: ModuleType, 
     assert [path.name for path in file.parent.iterdir()] == ["file.json"]
 
 
-def test_a_program_is_ended_with_its_children(process: ModuleType, tmp_path: Path) -> None:
-    code = """import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+@pytest.mark.parametrize("options", ["", "start_new_session=True"])
+def test_a_program_is_ended_with_its_children(process: ModuleType, tmp_path: Path, options: str) -> None:
+    """Also those in sessions of their own, as torchrun starts its ranks."""
+    code = f"""import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], {options})
 open("pid.part", "w").write(str(child.pid))
 import os; os.rename("pid.part", "pid")
 time.sleep(60)"""
@@ -555,6 +560,46 @@ def test_several_gpus_are_compared_with_one(load, tmp_path: Path, monkeypatch: p
         "speedups": {"Qwen2-VL-2B, 2 samples, 2 GPUs": 1.5},
         "sharded_slower_percent": {"Qwen2-VL-2B, 140 tokens for each GPU": pytest.approx(5.0)},
     }
+
+
+def test_what_a_part_has_measured_is_kept_if_it_fails(
+    load, process: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus, made, limits = load("gpus"), list[Path](), list[float]()
+
+    def fail(self: Any, figures: dict[str, Any], limit: float) -> None:
+        limits.append(limit)
+        figures["1"] = {"epoch_s": 3.0}
+        raise process.FailedError("exit status 1")
+
+    monkeypatch.setattr(gpus.Bench, "make_files", lambda bench: made.append(bench.work))
+    monkeypatch.setattr(gpus.Bench, "measure_coco", fail)
+    arguments = argparse.Namespace(
+        work=tmp_path / "work", out=tmp_path / "out.json", parts=["coco"], gpus=2, budget=600, tiny=True, make=True
+    )
+    gpus.measure_all(arguments)
+    assert not limits
+    for number in (1, 2):
+        gpus.measure_all(argparse.Namespace(**vars(arguments) | {"make": False}))
+        assert len(made) == number, "files are made anew after they were used"
+    figures = json.loads(arguments.out.read_text())["coco"]
+    assert (figures["failed"], figures["1"]) == ("exit status 1", {"epoch_s": 3.0})
+    assert limits == [gpus.SECONDS["coco"][1]] * 2
+
+
+def test_the_state_of_a_model_does_not_fit_the_small_card(load, tmp_path: Path) -> None:
+    """The small card has as much memory as weights and adapter of Qwen2-VL-7B exceed."""
+    gpus, job = load("gpus"), load("job")
+    bench = gpus.Bench(tmp_path, 2, [], tiny=True)
+    job.make_model(tmp_path / "large", job.BUILT_IN, gpus.SMALL_MODEL, tiny=True)
+    weights = load_file(tmp_path / "large" / "model.safetensors")
+    num_values = sum(weight.numel() for name, weight in weights.items() if not name.startswith("visual."))
+    sides = (64, 64), (64, 32), (64, 32), (64, 64), (64, 96), (64, 96), (96, 64)
+    num_trained = 2 * 64 * sum(map(sum, sides))  # two layers, rank 64
+    assert bench.count_state_bytes() == 2 * num_values + 16 * num_trained
+    shutil.rmtree(tmp_path / "large")
+    job.make_model(tmp_path / "large", job.BUILT_IN, gpus.SMALL_MODEL, has_weights=False)
+    assert 16.5 < bench.count_state_bytes() / 2**30 < 17
 
 
 def test_few_images_are_drawn_and_their_runs_counted(load, tmp_path: Path, monkeypatch, capsys) -> None:

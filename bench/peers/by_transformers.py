@@ -39,3 +39,5 @@ def collate(samples: list[tuple[Any, str]]) -> dict[str, torch.Tensor]:
 
 arguments = TrainingArguments(run.out, **(run.trainer | {"bf16": False}), remove_unused_columns=False)
 Trainer(model, arguments, data_collator=collate, train_dataset=run.samples, callbacks=[Meter(run)]).train()
+if torch.distributed.is_initialized():  # else the ranks may wait for each other when they end
+    torch.distributed.destroy_process_group()
