@@ -1,5 +1,6 @@
 """Device and dtype are selected by name; memory is measured; work on a second stream keeps its memory."""
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from weakref import WeakSet
@@ -8,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from lorgnette import device as device_module
 from lorgnette.device import (
+    PINNED_PIECE_BYTES,
     SideStream,
     allocate_graph,
     copy_to_host,
     has_flash_attention,
     join_arrays,
     leave_core_free,
+    may_pin,
     measure_peak_gib,
     measure_reserved_gib,
     release_workspaces,
@@ -23,6 +27,7 @@ from lorgnette.device import (
     split_array,
 )
 from lorgnette.errors import LorgnetteError
+from tests.device_copies import copies_on_a_stream
 
 CPU, CUDA, MPS = map(torch.device, ("cpu", "cuda", "mps"))
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -207,3 +212,41 @@ def test_a_copy_on_the_host_is_equal_and_stays_so(dtype: torch.dtype) -> None:
         assert bool((copied == 3).all())
     rows = torch.arange(6).view(2, 3)
     assert torch.equal(copy_to_host(rows.t()), rows.t())
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize("length", [4, 5, 8, 41])
+def test_a_copy_in_pieces_is_equal(length: int, is_late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module, "PINNED_PIECE_BYTES", 16)
+    tensor = torch.arange(length, dtype=torch.float32)
+    with copies_on_a_stream(is_late=is_late) as stream:
+        copied = copy_to_host(tensor)
+    assert torch.equal(copied, torch.arange(length, dtype=torch.float32))
+    assert copied.data_ptr() != tensor.data_ptr()
+    assert not stream.launched
+
+
+def test_one_buffer_would_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second piece would be there before the first is read."""
+    monkeypatch.setattr(device_module, "PINNED_PIECE_BYTES", 16)
+    monkeypatch.setattr(device_module, "allocate_pinned", lambda lengths, dtype: [torch.empty(4)] * 2)
+    tensor = torch.arange(8, dtype=torch.float32)
+    with copies_on_a_stream(is_late=False):
+        assert not torch.equal(copy_to_host(tensor), tensor)
+
+
+@NEEDS_CUDA
+def test_a_large_copy_from_the_gpu_is_of_the_moment_of_the_call() -> None:
+    torch.manual_seed(0)
+    values = torch.randn(PINNED_PIECE_BYTES // 4 * 2 + 3)
+    on_device = values.cuda()
+    on_device.mul_(2)
+    copied = copy_to_host(on_device)
+    on_device.zero_()
+    assert torch.equal(copied, values * 2)
+
+
+def test_little_of_the_memory_is_pinned() -> None:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert may_pin(memory // 16)
+    assert not may_pin(memory // 16 + 1)

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ from lorgnette.config import TARGET_MODULES, LoraSettings
 from lorgnette.engine.loading import load_decoder
 from lorgnette.engine.peft_engine import add_adapter, get_adapter_state
 from lorgnette.lora import flat_params
-from lorgnette.lora.flat_params import FlatLoraParams
+from lorgnette.lora.flat_params import FlatLoraParams, group_factors
 from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.registry import FAMILIES
+from tests.device_copies import copies_on_a_stream
 
 CPU = torch.device("cpu")
 
@@ -54,6 +57,63 @@ def test_copy_to_cpu_returns_a_copy_of_the_loaded_state(shape: AdapterShape, tun
     assert sum(t.numel() for t in copy.values()) == flat.values.numel()
     flat.copy_from(torch.zeros_like(flat.values))
     assert all(t.any() for t in copy.values())
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize("piece_bytes", [4, 2048, 2**20])
+def test_a_started_copy_is_equal_and_needs_the_wait(
+    shape: AdapterShape, piece_bytes: int, is_late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In pieces of one factor, of some, and in one."""
+    monkeypatch.setattr(flat_params, "PINNED_PIECE_BYTES", piece_bytes)
+    flat = FlatLoraParams(shape, CPU)
+    torch.manual_seed(0)
+    flat.copy_from(torch.randn(flat.values.shape))
+    expected = flat.copy_to_cpu()
+    with copies_on_a_stream(is_late=is_late) as stream:
+        flat.pin_host_memory()
+        wait = flat.start_copy()
+        assert bool(stream.launched) is is_late
+        copy = wait()
+        assert not stream.launched
+    assert list(copy) == list(expected)
+    assert all(torch.equal(copy[name], tensor) for name, tensor in expected.items())
+    flat.copy_from(torch.zeros_like(flat.values))
+    assert all(tensor.any() for tensor in copy.values())
+
+
+@pytest.mark.parametrize("kind", ["cpu", "little memory"])
+def test_otherwise_a_copy_is_made_at_once(shape: AdapterShape, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, and where pinned memory would be too much for the machine."""
+    monkeypatch.setattr(flat_params, "allocate_pinned", None)
+    monkeypatch.setattr(flat_params, "may_pin", lambda num_bytes: False)
+    flat = FlatLoraParams(shape, CPU)
+    flat.copy_from(torch.ones_like(flat.values))
+    with nullcontext() if kind == "cpu" else copies_on_a_stream(is_late=True):
+        flat.pin_host_memory()
+        wait = flat.start_copy()
+    flat.copy_from(torch.zeros_like(flat.values))
+    assert all(bool((tensor == 1).all()) for tensor in wait().values())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_started_copy_comes_before_the_next_update(shape: AdapterShape) -> None:
+    flat = FlatLoraParams(shape, torch.device("cuda"))
+    flat.copy_from(torch.ones_like(flat.values))
+    torch.cuda._sleep(10**8)
+    wait = flat.start_copy()
+    assert not torch.cuda.current_stream().query(), "the host did not wait"
+    flat.copy_from(torch.zeros_like(flat.values))
+    assert all(bool((tensor == 1).all()) and tensor.is_pinned() for tensor in wait().values())
+
+
+@pytest.mark.parametrize("max_length", [1, 700, 10**9])
+def test_factors_are_grouped_in_their_order(shape: AdapterShape, max_length: int) -> None:
+    groups = group_factors(shape, max_length)
+    assert [item for group in groups for item in group.items()] == list(shape.factor_shapes().items())
+    lengths = [[math.prod(size) for size in group.values()] for group in groups]
+    assert all(len(of_group) == 1 or sum(of_group) <= max_length for of_group in lengths)
+    assert all(sum(first) + second[0] > max_length for first, second in pairwise(lengths))
 
 
 @pytest.mark.parametrize("targets", [TARGET_MODULES, ("q_proj", "v_proj", "up_proj")])

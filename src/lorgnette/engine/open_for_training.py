@@ -104,6 +104,7 @@ def open_for_training(
         load_decoder, checkpoint, shape, device, dtype, shard_over=world if fit.num_shards > 1 else None
     )
     decoder = None if fit.is_loaded_in_turn else load.submit(read_decoder)
+    pinning = load.submit(adapter.pin_host_memory)  # with what the weights were read through
 
     for pool in (load, init, warm_tower, warm_decoder):
         pool.shutdown(wait=False)
@@ -127,6 +128,7 @@ def open_for_training(
         # The replay inside may read a half-initialized adapter: nothing of it is kept, and the copy below follows.
         engine.capture_ahead(batches, fit.pool_bytes, repeats)
         del moments
+        pinning.result()
         adapter_init.result()
         engine.sync_weights()
         return engine

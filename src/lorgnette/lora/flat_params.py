@@ -6,7 +6,7 @@ Each factor is a view into the vector under its PEFT name, so a saved adapter is
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, cycle, groupby
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lorgnette.config import TARGET_MODULES, TargetModule
-from lorgnette.device import copy_to_host
+from lorgnette.device import PINNED_PIECE_BYTES, allocate_pinned, copy_to_host, may_pin
 from lorgnette.distributed import allocate_flat_grad
 from lorgnette.kernels.multi_tensor_copy import CopyOp, MultiTensorCopy
 from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
@@ -56,8 +56,46 @@ class FlatLoraParams:
         self.values.data.copy_(values)
 
     def copy_to_cpu(self) -> dict[str, Tensor]:
-        """A copy of the master weights by name, in one transfer."""
+        """A copy of the master weights by name."""
         return _split_into_views(self.shape, copy_to_host(self.values.detach()))
+
+    def start_copy(self) -> Callable[[], dict[str, Tensor]]:
+        """Copy the master weights as they are now to the CPU; on CUDA the host does not wait.
+
+        The returned function waits for the copy and returns it by name, on any thread. What changes the weights next is
+        launched on the same stream, so it comes after. The copy is in pinned memory, if that is not too much for the
+        machine, and keeps it as long as its tensors live.
+        """
+        if not (self.values.is_cuda and may_pin(self.values.nbytes)):
+            copy = self.copy_to_cpu()
+            return lambda: copy
+        groups = self._group_factors()
+        pieces = self._allocate_pinned(groups)
+        for piece, values in zip(pieces, torch.split(self.values.detach(), list(map(len, pieces))), strict=True):
+            piece.copy_(values, non_blocking=True)
+        done = torch.cuda.current_stream(self.values.device).record_event()
+
+        def wait() -> dict[str, Tensor]:
+            done.synchronize()
+            views: dict[str, Tensor] = {}
+            for piece, sizes in zip(pieces, groups, strict=True):
+                parts = torch.split(piece, list(map(math.prod, sizes.values())))
+                views |= {name: part.view(sizes[name]) for name, part in zip(sizes, parts, strict=True)}
+            return views
+
+        return wait
+
+    def pin_host_memory(self) -> None:
+        """Let torch pin what `start_copy` takes, before the GPU works. Does nothing on a CPU."""
+        if self.values.is_cuda and may_pin(self.values.nbytes):
+            self._allocate_pinned(self._group_factors())
+
+    def _group_factors(self) -> list[dict[str, tuple[int, int]]]:
+        return group_factors(self.shape, PINNED_PIECE_BYTES // self.values.itemsize)
+
+    def _allocate_pinned(self, groups: Sequence[Mapping[str, tuple[int, int]]]) -> list[Tensor]:
+        """A vector for each group of factors."""
+        return allocate_pinned([sum(map(math.prod, sizes.values())) for sizes in groups], self.values.dtype)
 
     @staticmethod
     def init_values(shape: AdapterShape, seed: int) -> Tensor:
@@ -131,6 +169,19 @@ class FlatLoraParams:
             join_a(self.named_params, self.values.data), select_b(self.named_params),
             join_a(self.named_grads, self.values.grad), select_b(self.named_grads),
         )  # fmt: skip
+
+
+def group_factors(shape: AdapterShape, max_length: int) -> list[dict[str, tuple[int, int]]]:
+    """Shapes by name of factors that are neighbors in the vector; more than max_length values only of one factor."""
+    groups: list[dict[str, tuple[int, int]]] = []
+    length = 0
+    for name, size in shape.factor_shapes().items():
+        length += math.prod(size)
+        if not groups or length > max_length:
+            groups.append({})
+            length = math.prod(size)
+        groups[-1][name] = size
+    return groups
 
 
 def _split_into_views(shape: AdapterShape, flat: Tensor) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lorgnette.device import PINNED_PIECE_BYTES
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.parse import read_tensor_entries
 from lorgnette.kernels.nf4 import Nf4Matrix, dequantize_nf4, quantize_absmax
@@ -39,7 +40,7 @@ from lorgnette.models.nf4_weights import (
 from lorgnette.models.quantization import STATE
 
 _DTYPES = {"U8": torch.uint8, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-READ_BYTES = 16 * 2**20
+READ_BYTES = PINNED_PIECE_BYTES
 """Bytes per read, and per staging buffer (two per reader)."""
 _MAX_GAP_BYTES = 2**18
 """A smaller gap between two weights is read along with them."""

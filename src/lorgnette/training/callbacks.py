@@ -90,6 +90,7 @@ class TrainingCallbacks:
         if step == self.get_total_steps():
             return
         self.run_dir.check_in_place()
+        self.writer.wait()  # for the memory of the copy that it writes: to pin more takes longer
         write = self.snapshot()
 
         def save() -> None:

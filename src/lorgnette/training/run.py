@@ -350,14 +350,14 @@ def _build_snapshot(
     checkpoint, processor = setup.data.checkpoint, setup.data.processor
 
     def snapshot() -> Callable[[Path], None]:
-        state = setup.copy_adapter() if world.is_main else {}
+        wait_for_copy = setup.start_copy() if world.is_main else dict
         record = partial(record_sample, setup.engine, sample, processor, metadata.prompt)
         recorded = run_on_main_rank(world, setup.engine.shards, record)
         described = metadata.model_copy(update={"step": trainer.step})
 
         def write(folder: Path) -> None:
             assert recorded is not None
-            write_adapter(folder, state, checkpoint.family, settings.lora, described)
+            write_adapter(folder, wait_for_copy(), checkpoint.family, settings.lora, described)
             recorded.save(folder)
 
         return write

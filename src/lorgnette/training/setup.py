@@ -59,13 +59,15 @@ class TrainingSetup:
     """A model ready to train.
 
     engine: what the trainer steps; model: what generates answers; copy_adapter: copies the LoRA factors to the CPU;
-    load_adapter: puts such a copy in their place; release_memory: frees what only steps need; data: without the rows
-    whose images cannot be decoded. pipeline: makes the features that are not there yet, beside the steps.
+    start_copy: starts such a copy, and returns what waits for it, on any thread; load_adapter: puts a copy in their
+    place; release_memory: frees what only steps need; data: without the rows whose images cannot be decoded. pipeline:
+    makes the features that are not there yet, beside the steps.
     """
 
     engine: Engine
     model: Union[loading.FastModel, "PeftModel"]
     copy_adapter: Callable[[], Mapping[str, torch.Tensor]]
+    start_copy: Callable[[], Callable[[], Mapping[str, torch.Tensor]]]
     load_adapter: Callable[[Mapping[str, torch.Tensor]], None]
     release_memory: Callable[[], None]
     features: Features
@@ -176,11 +178,11 @@ def build_training(
         fast = pending.build_engine(decoder, refit, first_batches)
         _synchronize(device)
     model = loading.FastModel(fast.decoder, fast.adapter, features)
-    copy_adapter, load_adapter, release, max_tokens = (
-        fast.adapter.copy_to_cpu, fast.load_adapter, fast.drop_graphs, refit.max_tokens
+    copy_adapter, start_copy, load_adapter, release, max_tokens = (
+        fast.adapter.copy_to_cpu, fast.adapter.start_copy, fast.load_adapter, fast.drop_graphs, refit.max_tokens
     )  # fmt: skip
     return TrainingSetup(
-        fast, model, copy_adapter, load_adapter, release, features, usable_data, max_tokens, pipeline
+        fast, model, copy_adapter, start_copy, load_adapter, release, features, usable_data, max_tokens, pipeline
     )  # fmt: skip
 
 
@@ -244,9 +246,14 @@ def _build_reference(
             model = peft_engine.load_adapter(base, resume_from, is_trainable=True)
     engine = peft_engine.ReferenceEngine(model, features, shards)
     copy_adapter = partial(peft_engine.copy_adapter_state, model)
+
+    def start_copy() -> Callable[[], Mapping[str, torch.Tensor]]:
+        copy = copy_adapter()
+        return lambda: copy
+
     load_adapter = partial(peft_engine.set_adapter_state, model)
     release = torch.cuda.empty_cache
-    return TrainingSetup(engine, model, copy_adapter, load_adapter, release, features, data, fit.max_tokens)
+    return TrainingSetup(engine, model, copy_adapter, start_copy, load_adapter, release, features, data, fit.max_tokens)
 
 
 def count_repeats(sampler: BatchSampler, num_examples_ahead: int, world: World) -> float:
