@@ -25,6 +25,33 @@ def test_one_write_at_a_time_while_the_caller_continues() -> None:
     assert done == ["first", "second"]
 
 
+def test_a_removal_runs_beside_the_write() -> None:
+    done: list[str] = []
+    free, gone = Event(), Event()
+
+    def write() -> None:
+        assert gone.wait(20), "the write is before the removal"
+        done.append("written")
+
+    def remove() -> None:
+        assert free.wait(20)
+        done.append("removed")
+        gone.set()
+
+    with AsyncWriter() as writer:
+        writer.submit(write)
+        writer.remove(remove)
+        assert not done, "the caller did not wait"
+        free.set()
+        writer.wait()
+        assert done == ["removed", "written"]
+
+
+def test_an_error_of_a_removal_is_raised_at_the_end() -> None:
+    with pytest.raises(LorgnetteError, match="No space left"), AsyncWriter() as writer:
+        writer.remove(fail)
+
+
 def fail() -> None:
     raise LorgnetteError("cannot write: No space left on device")
 

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -188,6 +189,22 @@ def test_checkpoints_are_saved_logged_and_rotated(build_callbacks: Any) -> None:
     assert run_log.read_log(run / "log.jsonl")[0]["text"] == "checkpoint step-000007"
     names = {path.name for path in (run / "checkpoints").iterdir()}
     assert names == {"step-000007", "step-000009", "step-000010"}  # the best and the newest two
+
+
+def test_the_state_of_the_optimizer_may_be_copied_when_it_is_written(build_callbacks: Any) -> None:
+    callbacks, run, _ = build_callbacks()
+    writing = Event()
+
+    def copy_optimizer() -> dict[str, Any]:
+        assert writing.wait(20), "the caller waits for the copy"
+        return {"exp_avg": [torch.ones(3)]}
+
+    state = {"step": 9, "best": [9, 0.5, 0], "random": [get_rng_state()]}
+    callbacks.save_checkpoint(9, state, callbacks.snapshot(), copy_optimizer)
+    writing.set()
+    callbacks.writer.wait()
+    saved = load_checkpoint(run / "checkpoints" / "step-000009", torch.device("cpu"))
+    assert torch.equal(saved["optimizer"]["exp_avg"][0], torch.ones(3))
 
 
 def test_ctrl_c_stops_the_trainer(build_callbacks: Any) -> None:

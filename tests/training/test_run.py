@@ -15,7 +15,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.inference.answers import AnswersInterrupted
 from lorgnette.report import run_log
 from lorgnette.report.run_dir import RunDir
-from lorgnette.training.checkpoint import STATE_FILE
+from lorgnette.training.checkpoint import STATE_FILE, find_latest_checkpoint, load_checkpoint
 from lorgnette.training.run import _find_checkpoint, _select_device_and_dtype
 from lorgnette.training.trainer import Trainer
 from lorgnette.verification.reference_sample import ReferenceSample
@@ -64,6 +64,10 @@ def test_a_training_from_data_to_report(prepare_run: PrepareRun, terminal_output
     assert {path.name for path in run.run_dir.path.iterdir()} == {
         "adapter", "checkpoints", "log.jsonl", "predictions.jsonl", "report.html",
     }  # fmt: skip
+    step, checkpoint = find_latest_checkpoint(run.run_dir.checkpoints) or (0, Path())
+    optimizer = load_checkpoint(checkpoint, torch.device("cpu"))["optimizer"]
+    assert {count.item() for count in optimizer["step"]} == {step}
+    assert all(moments.any() for moments in optimizer["exp_avg_sq"])
     assert "tracker    http://here" in terminal_output.getvalue()
     assert "http://here" in run.run_dir.report.read_text(encoding="utf-8")
 

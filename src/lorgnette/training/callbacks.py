@@ -102,16 +102,24 @@ class TrainingCallbacks:
     def on_save(self, step: int, state: dict[str, Any]) -> None:
         self.save_checkpoint(step, state, self.snapshot())
 
-    def save_checkpoint(self, step: int, state: dict[str, Any], write_adapter: Callable[[Path], None]) -> None:
+    def save_checkpoint(
+        self,
+        step: int,
+        state: dict[str, Any],
+        write_adapter: Callable[[Path], None],
+        copy_optimizer: Callable[[], dict[str, Any]] | None = None,
+    ) -> None:
         """Save a checkpoint in the background. state: from `Trainer.gather_state`, which every rank calls.
 
-        Raises LorgnetteError if the run folder was deleted or renamed.
+        copy_optimizer: returns the optimizer's state if it is not in `state`; it is called in the background. Raises
+        LorgnetteError if the run folder was deleted or renamed.
         """
         self.run_dir.check_in_place()
         folder = self.run_dir.checkpoints
 
         def save() -> None:
-            path = save_checkpoint(folder, step, write_adapter, state)
+            optimizer = {"optimizer": copy_optimizer()} if copy_optimizer else {}
+            path = save_checkpoint(folder, step, write_adapter, {**state, **optimizer})
             self.log.write({"kind": "event", "step": step, "text": f"checkpoint {path.name}", "level": "info"})
             rotate_checkpoints(folder, best_step=state["best"][0])
 

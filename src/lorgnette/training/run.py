@@ -129,7 +129,7 @@ def run_training(
                 used = {"gpu": get_gpu_name(device), "engine": engine, "dtype": str(dtype).removeprefix("torch.")}
                 log.write({"kind": "memory", **_measure_memory(device, world), **used})
                 with timer("save"):
-                    write, state = snapshot(), trainer.gather_state()
+                    write, state = snapshot(), trainer.gather_state(has_optimizer=False)
                     if world.is_main:
                         _save_result(trainer, run_dir, callbacks, state, write)
 
@@ -271,9 +271,10 @@ def _save_result(
     run_dir.check_in_place()
     with atomic_folder(run_dir.adapter) as folder:
         write(folder)
-    callbacks.save_checkpoint(trainer.step, state, write)
+    # No step changes the optimizer's state any more, so it is copied when it is written.
+    callbacks.save_checkpoint(trainer.step, state, write, trainer.optimizer.state_dict)
     if trainer.best_step == trainer.step:  # best/ holds only another step's adapter
-        remove_folder(run_dir.best)
+        callbacks.writer.remove(partial(remove_folder, run_dir.best))
 
 
 def _answer_held_out(

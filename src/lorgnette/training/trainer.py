@@ -165,11 +165,14 @@ class Trainer:
         patience = self.settings.early_stopping_patience
         return self.step == self.total_steps or (patience is not None and self.num_evals_since_best >= patience)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds besides the adapter's weights and the random state. The same on all ranks."""
+    def state_dict(self, *, has_optimizer: bool = True) -> dict[str, Any]:
+        """What a checkpoint holds besides the adapter's weights and the random state. The same on all ranks.
+
+        has_optimizer: if not, the caller adds the optimizer's `state_dict`, before another step.
+        """
         return {
             "step": self.step,
-            "optimizer": self.optimizer.state_dict(),
+            **({"optimizer": self.optimizer.state_dict()} if has_optimizer else {}),
             "stats": asdict(self.stats),
             "best": [self.best_step, self.best_score, self.num_evals_since_best],
             "losses": list(self.auto_steps.losses) if self.auto_steps else [],
@@ -188,13 +191,16 @@ class Trainer:
         self.stats = RunningStats(**state["stats"])
         self.best_step, self.best_score, self.num_evals_since_best = state["best"]
 
-    def gather_state(self) -> dict[str, Any]:
+    def gather_state(self, *, has_optimizer: bool = True) -> dict[str, Any]:
         """The state of a checkpoint, with the random state of every rank as "random". All ranks call it.
+
+        has_optimizer: as of `state_dict`.
 
         Raises LorgnetteError if their parameters are not the same.
         """
         self._check_parameters()
-        return {**self.state_dict(), "random": self.world.gather_objects(get_rng_state())}
+        state = self.state_dict(has_optimizer=has_optimizer)
+        return {**state, "random": self.world.gather_objects(get_rng_state())}
 
     def train(self, callbacks: Callbacks) -> bool:
         """Train until `is_done`; the caller saves the last step.
