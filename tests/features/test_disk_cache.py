@@ -6,10 +6,12 @@ import shutil
 import signal
 import subprocess
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,7 +20,14 @@ from lorgnette.config import ProcessorSettings
 from lorgnette.errors import LorgnetteError
 from lorgnette.features import disk_cache
 from lorgnette.features.cache_folder import hash_image
-from lorgnette.features.disk_cache import FeatureDiskCache, hash_tower, open_disk_cache
+from lorgnette.features.disk_cache import (
+    FeatureDiskCache,
+    combine_crc32,
+    find_damaged,
+    hash_tower,
+    open_disk_cache,
+    read_together,
+)
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.processing.image_processor import ImageProcessor
 from lorgnette.types import Image, ImageGrid
@@ -323,3 +332,35 @@ def test_a_set_belongs_to_one_family_and_its_sizes(
     assert folders[::2] == folders[1::2]
     assert len(set(folders)) == sum(map(len, CONFIGS.values()))
     assert widths == [64] * 5 + [3 * 64] * 2
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 255, 4096, 307_200, 5_000_001])
+def test_combined_checksums_equal_zlibs(length: int) -> None:
+    first, second = os.urandom(77), os.urandom(length)
+    combined = combine_crc32(zlib.crc32(first), zlib.crc32(second), length)
+    assert combined == zlib.crc32(first + second)
+    assert combine_crc32(0, zlib.crc32(second), length) == zlib.crc32(second)
+    assert combine_crc32(zlib.crc32(first), zlib.crc32(second), length + 1) != combined
+
+
+def test_features_read_together_are_checked_one_by_one_where_they_are_damaged(
+    open_cache: Callable[..., FeatureDiskCache],
+) -> None:
+    cache = open_cache()
+    cache.append({key(i): rows(i) for i in range(9)})
+    cache.refresh()
+    order = [0, 1, 2, 5, 4, 7, 8, 8]
+    places = [place for i in order if (place := cache.locate(key(i)))]
+    content = np.zeros(sum(place.num_bytes for place in places), np.uint8)
+    read_together(places, content)
+    assert torch.equal(torch.from_numpy(content).view(torch.bfloat16).view(-1, WIDTH), torch.cat([*map(rows, order)]))
+    assert find_damaged(places, content) == []
+    starts = np.cumsum([0, *(place.num_bytes for place in places)])
+    for number, byte in ((0, starts[0]), (2, starts[3] - 1), (7, starts[7])):
+        damaged = content.copy()
+        damaged[byte] ^= 1
+        assert find_damaged(places, damaged) == [number]
+    cache.forget(key(1))
+    cache.forget(key(1))
+    assert cache.num_damaged == 1
+    assert cache.locate(key(1)) is None

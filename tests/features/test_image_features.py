@@ -1,5 +1,7 @@
 """A frozen tower encodes each image once; an undecodable image is returned with its error."""
 
+import hashlib
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -18,8 +20,8 @@ from lorgnette.data import read_image_size
 from lorgnette.distributed import World
 from lorgnette.engine.loading import build_features
 from lorgnette.errors import LorgnetteError
-from lorgnette.features import decode_pool, disk_cache
-from lorgnette.features.cache_folder import count_images
+from lorgnette.features import decode_pool, disk_cache, image_features
+from lorgnette.features.cache_folder import count_images, hash_image
 from lorgnette.features.disk_cache import FeatureDiskCache, open_disk_cache, open_exchange
 from lorgnette.features.image_features import Features, FeatureStorage, HfVisionTower, LazyTower
 from lorgnette.models.base_checkpoint import BaseCheckpoint
@@ -514,3 +516,88 @@ def test_features_left_on_disk_are_read_when_gathered(tmp_path: Path, monkeypatc
     storage._mapped[STORED_GRIDS[1]] = rows[1]
     for order in ([2, 0, 1, 2], [1, 0, 2]):
         assert torch.equal(storage.gather([STORED_GRIDS[i] for i in order]), torch.cat([rows[i] for i in order]))
+
+
+@pytest.mark.parametrize("block_bytes", [1, 4000, 1 << 23])
+@pytest.mark.parametrize("share_bytes", [0, 3000, 1 << 20])
+def test_features_read_in_blocks_are_those_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int, share_bytes: int
+) -> None:
+    """In any order, in and beside the device's share; without those that are damaged."""
+    monkeypatch.setattr(image_features, "_BLOCK_BYTES", block_bytes)
+    grids = [ImageGrid(Image(Path(f"{i}.png")), 1, 2 * (1 + i % 5), 6, 2) for i in range(60)]
+    rows = [torch.randn(grid.num_tokens, WIDTH) for grid in grids]
+    cache = open_cache(tmp_path)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(0)).tolist()
+    cache.append({bytes([i] * 32): rows[i] for i in order})
+    cache.refresh()
+    wanted, damaged = [*range(0, 60, 2), 7, 9], (order[20], 7)
+    places = {grids[i]: cache.locate(bytes([i] * 32)) for i in wanted}
+    with open(tmp_path / "set" / "rows", "r+b") as file:
+        for i in set(damaged) & set(wanted):
+            file.seek(places[grids[i]].offset + 5)
+            file.write(b"?")
+    storage, progress = FeatureStorage(CPU, torch.float32, share_bytes), list[int]()
+    found = storage.add_stored(places, on_progress=progress.append)
+    assert sorted(found, key=grids.index) == sorted((grids[i] for i in set(damaged) & set(wanted)), key=grids.index)
+    assert sum(progress) == len(wanted) - len(found)
+    whole = [i for i in reversed(wanted) if grids[i] not in found]
+    assert torch.equal(storage.gather([grids[i] for i in whole]), torch.cat([rows[i] for i in whole]))
+    assert not any(grid in storage for grid in found)
+    cache.close()
+
+
+@pytest.mark.parametrize("state", ["all", "some", "damaged", "twice"])
+def test_known_digests_change_no_feature_and_no_call_of_the_tower(
+    image_processor: ImageProcessor,
+    grids: list[ImageGrid],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    state: str,
+) -> None:
+    """With them features are read in blocks, and no thread reads the images again. CUDA alone does so."""
+    monkeypatch.setattr("lorgnette.features.decode_pool.MAX_PATCHES_PER_CALL", 2 * grids[0].h * grids[0].w)
+    if state == "twice":  # other files with the same content
+        (tmp_path / "copy.png").write_bytes(grids[0].image.path.read_bytes())
+        grids = [*grids, replace(grids[0], image=Image(tmp_path / "copy.png"))]
+    first = Features(RecordingTower(), image_processor, is_live=False, disk_cache=open_cache(tmp_path / "a"))
+    first.prepare(grids[1:3] if state == "some" else grids)
+    first.close()
+    if state == "damaged":
+        content = bytearray((tmp_path / "a" / "set" / "rows").read_bytes())
+        content[3] ^= 1
+        (tmp_path / "a" / "set" / "rows").write_bytes(content)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+
+    digests = {grid.image.path: hashlib.sha256(grid.image.path.read_bytes()).digest() for grid in grids}
+    hashed, results = list[Path](), []
+    monkeypatch.setattr(image_features, "hash_image", lambda grid: hashed.append(grid.image.path) or hash_image(grid))
+    for folder, given in (("a", None), ("b", digests)):
+        tower, cache, progress = RecordingTower(), open_cache(tmp_path / folder), list[int]()
+        features = Features(tower, image_processor, is_live=False, disk_cache=cache)
+        features._reads_blocks, features._storage = True, FeatureStorage(CPU, torch.float32, 1 << 20)
+        features.start_decoding(grids, digests=given)
+        assert features.prepare(grids, on_progress=progress.append) == {}
+        assert sum(progress) == len(grids)
+        assert len(hashed) >= len(grids) if given is None else len(hashed) <= sum(map(len, tower.calls))
+        hashed.clear()
+        results.append((features.gather(grids).tolist(), tower.calls, features.num_cached, cache.num_damaged))
+        assert features.close() is None
+    assert results[0] == results[1]
+    assert bool(results[1][1]) == (state in ("some", "damaged"))
+
+
+def test_features_of_another_file_are_not_taken(
+    image_processor: ImageProcessor, grids: list[ImageGrid], tmp_path: Path
+) -> None:
+    """A digest that no stored image has finds nothing."""
+    first = Features(RecordingTower(), image_processor, is_live=False, disk_cache=open_cache(tmp_path))
+    first.prepare(grids)
+    first.close()
+    features = Features(RecordingTower(), image_processor, is_live=False, disk_cache=open_cache(tmp_path))
+    features._reads_blocks = True
+    digests = {grid.image.path: hashlib.sha256(b"other").digest() for grid in grids}
+    assert features._find_stored(grids, digests) == {}
+    own = {grid.image.path: hashlib.sha256(grid.image.path.read_bytes()).digest() for grid in grids}
+    assert list(features._find_stored(grids, own)) == grids
+    features.close()

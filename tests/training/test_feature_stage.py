@@ -1,5 +1,6 @@
 """A training that makes features beside its steps is the one that makes them before, to the last bit."""
 
+import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -113,6 +114,21 @@ def test_features_beside_the_steps_give_the_same_run(runs: Runs, device: str) ->
 
     runs.monkeypatch.setattr(Features, "_encode", encode_darker)
     assert not is_same(before, runs.train("darker", beside=True)), "the images matter"
+
+
+def test_a_run_knows_its_images_by_their_hashes(runs: Runs) -> None:
+    """They were read for the manifest: their features are found on the disk without reading them again."""
+    start, given = Features.start_decoding, list[Any]()
+
+    def record(self: Features, grids: list[ImageGrid], world: Any, digests: Any) -> None:
+        given.append(({grid.image.path for grid in grids} - digests.keys(), digests))
+        start(self, grids, world, digests)
+
+    runs.monkeypatch.setattr(Features, "start_decoding", record)
+    runs.train("known", beside=False)
+    [(others, digests)] = given
+    assert [path.is_relative_to(runs.folder) for path in others] == [False], "the sample alone"
+    assert digests == {path: hashlib.sha256(path.read_bytes()).digest() for path in digests}
 
 
 @pytest.mark.parametrize("has_cache", [True, False])

@@ -15,18 +15,23 @@ from lorgnette.io.atomic import open_no_follow
 from lorgnette.types import ImageGrid
 
 ENTRY = struct.Struct("<32sQIIII")
-"""Of a set's index: sha256, first row, rows, crc32, entries that follow, crc32."""
+"""Of a set's index: key, first row, rows, crc32, entries that follow, crc32."""
 _SET_FILES = ("index", "rows", "lock", "in_use")
 """In the order of their removal: rows without an index are ignored, and a folder without in_use is no set."""
 
 
 def hash_image(grid: ImageGrid) -> bytes | None:
-    """A hash of the image file and the size of its grid; None if the file cannot be read."""
+    """The key of an image: `build_key` of its file. None if the file cannot be read."""
     try:
         content = grid.image.path.read_bytes()
     except OSError:  # whoever decodes the image says why
         return None
-    return hashlib.sha256(f"{grid.t} {grid.h} {grid.w} ".encode() + content).digest()
+    return build_key(grid, hashlib.sha256(content).digest())
+
+
+def build_key(grid: ImageGrid, digest: bytes) -> bytes:
+    """A hash of an image file's sha256 (32 bytes) and the size of its grid."""
+    return hashlib.sha256(f"{grid.t} {grid.h} {grid.w} ".encode() + digest).digest()
 
 
 def get_features_folder() -> Path:

@@ -2,7 +2,7 @@
 
     ~/.cache/lorgnette/features/SET/     one set per tower, processing, dtype and kind of device
         rows     features, row after row, as in memory: the merger's output and every level of deepstack
-        index    56 bytes per image: sha256 of its file and grid · first row · number of rows · crc32 of the rows ·
+        index    56 bytes per image: key (`hash_image`) · first row · number of rows · crc32 of the rows ·
                  number of entries that were written with it and follow · crc32 of these
         lock     locked while appending          in_use   locked, shared, by every process that has the set open
 
@@ -24,6 +24,9 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import lru_cache, reduce
+from itertools import accumulate
+from operator import xor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,12 +45,13 @@ from lorgnette.models.registry import parse_configs
 from lorgnette.models.weight_loader import index_tensors
 from lorgnette.processing.image_processor import ImageProcessor
 
-FORMAT = 2
+FORMAT = 3
 MAX_BYTES = 40 * 2**30
 """Size of all sets together when one is opened (the oldest are deleted), and of one set."""
 MIN_FREE_BYTES = 2 * 2**30
 """Space on the disk that stays free."""
 _SAMPLE_BYTES = 4096
+_CRC32_POLYNOMIAL = 0xEDB88320
 
 
 def open_disk_cache(
@@ -149,22 +153,26 @@ class FeatureDiskCache:
         with memoryview(self._map) as view, view[offset : offset + rows * self._row_bytes] as stored:
             is_damaged = not is_checked and zlib.crc32(stored) != crc
         if is_damaged:
-            self._damaged.append(key)
-            del self._index[key]
+            self.forget(key)
             return None
         return torch.frombuffer(self._map, dtype=self._dtype, count=count, offset=offset).view(rows, self._width)
 
     def locate(self, key: bytes) -> "StoredFeatures | None":
         """Where the image's features are in the file; None if they were not stored at the last `refresh`.
 
-        Their checksum is not looked at: another rank has just read or written them.
+        Their checksum is not looked at: another rank has just read or written them, or `find_damaged` does.
         """
-        first, rows, _ = self._index.get(key, (0, 0, 0))
+        first, rows, crc = self._index.get(key, (0, 0, 0))
         if not rows or self._map is None or (first + rows) * self._row_bytes > len(self._map):
             return None
         if self._rows_file is None:
             self._rows_file = _OpenFile(self._folder / "rows")
-        return StoredFeatures(self._rows_file, first * self._row_bytes, rows, self._width)
+        return StoredFeatures(self._rows_file, first * self._row_bytes, rows, self._width, self._row_bytes, key, crc)
+
+    def forget(self, key: bytes) -> None:
+        """Forget features that are damaged; `append` then stores them again."""
+        if self._index.pop(key, None) is not None:
+            self._damaged.append(key)
 
     def append(self, features: Mapping[bytes, Float[Tensor, "_ C"]], *, is_synced: bool = True) -> None:
         """Store features from host memory. Raises LorgnetteError if the disk is full or not writable.
@@ -250,12 +258,20 @@ class _OpenFile:
 
 
 class StoredFeatures(NamedTuple):
-    """Features of an image in the file of a set. offset: bytes."""
+    """Features of an image in the file of a set. offset: bytes; row_bytes: of one row; key: of the image; crc: of the
+    features."""
 
     file: _OpenFile
     offset: int
     num_rows: int
     width: int
+    row_bytes: int
+    key: bytes
+    crc: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_rows * self.row_bytes
 
     def read_into(self, out: UInt8[np.ndarray, " B"]) -> None:
         """Fill host memory with their bytes. Raises LorgnetteError if the file cannot be read.
@@ -275,6 +291,67 @@ class StoredFeatures(NamedTuple):
     def _build_error(self, reason: str) -> LorgnetteError:
         message = f"image features cannot be read again: {reason}"
         return LorgnetteError(message, where=str(self.file.path), hint="delete its folder, and resume the run")
+
+
+def read_together(places: Sequence[StoredFeatures], out: UInt8[np.ndarray, " B"]) -> None:
+    """Fill host memory with the features of several images, one after the other. Raises as `StoredFeatures.read_into`.
+
+    Neighbors in the file are read in one call.
+    """
+    start, run = 0, places[0]
+    for place in [*places[1:], None]:
+        if place is not None and place.offset == run.offset + run.num_bytes:
+            run = run._replace(num_rows=run.num_rows + place.num_rows)
+            continue
+        run.read_into(out[start : start + run.num_bytes])
+        start += run.num_bytes
+        if place is not None:
+            run = place
+
+
+def find_damaged(places: Sequence[StoredFeatures], content: UInt8[np.ndarray, " B"]) -> list[int]:
+    """Which of these features do not have their checksum. content: as `read_together` fills it.
+
+    All of it is looked at in one call, because each call that leaves Python's lock may wait long to have it back.
+    """
+    crc = 0
+    for place in places:
+        crc = combine_crc32(crc, place.crc, place.num_bytes)
+    if zlib.crc32(content.data) == crc:
+        return []
+    ends = accumulate(place.num_bytes for place in places)
+    parts = (content[end - place.num_bytes : end] for place, end in zip(places, ends, strict=True))
+    return [i for i, (place, part) in enumerate(zip(places, parts, strict=True)) if zlib.crc32(part.data) != place.crc]
+
+
+def combine_crc32(first: int, second: int, num_bytes: int) -> int:
+    """The crc32 of two pieces of data, one after the other, from theirs. num_bytes: of the second."""
+    combined = second
+    for bit, column in enumerate(_shift_crc32(num_bytes)):
+        if first >> bit & 1:
+            combined ^= column
+    return combined
+
+
+@lru_cache(maxsize=4096)
+def _shift_crc32(num_bytes: int) -> tuple[int, ...]:
+    """What `num_bytes` zeros do to a checksum, a linear map over GF(2): the checksum that each of its 32 bits becomes.
+
+    By repeated squaring, as zlib's crc32_combine.
+    """
+
+    def apply(columns: Sequence[int], crc: int) -> int:
+        return reduce(xor, (column for bit, column in enumerate(columns) if crc >> bit & 1), 0)
+
+    shift = [1 << bit for bit in range(32)]
+    power = [_CRC32_POLYNOMIAL, *(1 << bit for bit in range(31))]  # of one zero bit
+    num_bits = 8 * num_bytes
+    while num_bits:
+        if num_bits & 1:
+            shift = [apply(power, column) for column in shift]
+        power = [apply(power, column) for column in power]
+        num_bits >>= 1
+    return tuple(shift)
 
 
 class _StoredRows(NamedTuple):

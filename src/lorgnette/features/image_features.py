@@ -12,11 +12,13 @@ training, or never if an earlier run did it. A trained tower computes features i
 here waits until the device has finished its last work.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,10 +27,10 @@ from torch import Tensor
 
 from lorgnette.distributed import World
 from lorgnette.errors import LorgnetteError
-from lorgnette.features.cache_folder import hash_image
+from lorgnette.features.cache_folder import build_key, hash_image
 from lorgnette.features.decode_pool import DecodePool, ImageContent, Pixels, split_into_groups
 from lorgnette.features.decode_process import DecodeProcessError
-from lorgnette.features.disk_cache import FeatureDiskCache, StoredFeatures
+from lorgnette.features.disk_cache import FeatureDiskCache, StoredFeatures, find_damaged, read_together
 from lorgnette.features.patchify import Patchifier
 from lorgnette.planning.limits import FEATURE_MEMORY_FRACTION, MAX_PATCHES_PER_CALL
 from lorgnette.processing.image_processor import ImageProcessor
@@ -37,6 +39,11 @@ from lorgnette.types import ImageGrid
 
 _MAX_PENDING_WRITES = 8
 """Calls of the tower whose features may wait on the device for the disk: their memory is not planned."""
+
+_BLOCK_BYTES = 8 << 20
+"""Features that are read from the disk cache together. torch pins powers of two."""
+_NUM_BLOCKS = 4
+"""Blocks in memory at a time, and threads that look at their checksums."""
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -124,22 +131,51 @@ class FeatureStorage:
         is_on_disk: those that do not fit on the device are not kept, because they will be mapped from disk.
         """
         if features.is_cuda:
-            if self._device_bytes is None:
-                self._device_bytes = int(FEATURE_MEMORY_FRACTION * torch.cuda.mem_get_info(features.device)[0])
-            if features.nbytes > self._device_bytes:
-                if is_on_disk:
-                    return features
+            if self._take_share(features.nbytes):
+                features = self._copy_to_share(features)
+            elif is_on_disk:
+                return features
+            else:
                 # To pinned host memory, in the order of the stream.
                 host = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
                 features = host.copy_(features, non_blocking=True)
-            else:
-                self._device_bytes -= features.nbytes
-                if self._free is not None:
-                    kept, self._free = self._free[: features.nbytes], self._free[features.nbytes :]
-                    features = kept.view(features.dtype).view(features.shape).copy_(features)
-        parts = torch.split(features, [grid.num_tokens for grid in grids])
-        self._features |= dict(zip(grids, parts, strict=True))
+        self._keep(grids, features)
         return features
+
+    def add_stored(
+        self, stored: Mapping[ImageGrid, StoredFeatures], *, on_progress: Callable[[int], None] = lambda count: None
+    ) -> list[ImageGrid]:
+        """Read features from the disk and keep them. Returns the images whose features are damaged, which have none.
+
+        They are read in blocks, in the order of the file: a few calls for all of them instead of some for each image,
+        because each call may wait for other threads to leave Python's lock. on_progress: as of `Features.prepare`.
+        Raises LorgnetteError if the file cannot be read.
+        """
+        damaged = list[ImageGrid]()
+        checks: deque[tuple[list[ImageGrid], Future[list[int]]]] = deque()
+
+        def finish_check() -> None:
+            grids, check = checks.popleft()
+            numbers = check.result()
+            damaged.extend(grids[i] for i in numbers)
+            on_progress(len(grids) - len(numbers))
+
+        with ThreadPoolExecutor(_NUM_BLOCKS, "check features") as pool:
+            for grids in _split_into_blocks(stored):
+                if len(checks) == _NUM_BLOCKS:
+                    finish_check()
+                places = [stored[grid] for grid in grids]
+                shape = sum(place.num_rows for place in places), places[0].width
+                host = torch.empty(shape, dtype=self._dtype, pin_memory=self._device.type == "cuda")
+                content = host.view(torch.uint8).numpy().reshape(-1)
+                read_together(places, content)
+                checks.append((grids, pool.submit(find_damaged, places, content)))
+                self._keep(grids, self._copy_to_share(host) if self._take_share(host.nbytes) else host)
+            while checks:
+                finish_check()
+        for grid in damaged:
+            del self._features[grid]
+        return damaged
 
     def add_mapped(self, features: Mapping[ImageGrid, Float[Tensor, "_ C"]]) -> None:
         """Keep features that are mapped from disk; without CUDA they stay there."""
@@ -169,6 +205,29 @@ class FeatureStorage:
             parts |= dict(zip(mapped, torch.split(rows, [grid.num_tokens for grid in mapped]), strict=True))
         return torch.cat([parts[grid].to(self._device, non_blocking=is_cuda) for grid in grids])
 
+    def _take_share(self, num_bytes: int) -> bool:
+        """Whether so much of the device's share is left; it is taken then."""
+        if self._device_bytes is None:
+            self._device_bytes = int(FEATURE_MEMORY_FRACTION * torch.cuda.mem_get_info(self._device)[0])
+        if num_bytes > self._device_bytes:
+            return False
+        self._device_bytes -= num_bytes
+        return True
+
+    def _copy_to_share(self, features: Float[Tensor, "P C"]) -> Float[Tensor, "P C"]:
+        """Features on the device, in the share's one piece if there is one, once `_take_share` has taken their bytes.
+
+        The memory of a source on the host must be pinned, and may be used again when the device has copied it.
+        """
+        if self._free is None:
+            return features.to(self._device, non_blocking=True)
+        kept, self._free = self._free[: features.nbytes], self._free[features.nbytes :]
+        return kept.view(features.dtype).view(features.shape).copy_(features, non_blocking=True)
+
+    def _keep(self, grids: Sequence[ImageGrid], features: Float[Tensor, "P C"]) -> None:
+        parts = torch.split(features, [grid.num_tokens for grid in grids])
+        self._features |= dict(zip(grids, parts, strict=True))
+
     def _copy_to_device(self, parts: Sequence[Float[Tensor, "_ C"] | StoredFeatures]) -> Float[Tensor, "P C"]:
         """Through pinned memory that torch reuses. The host waits for nothing but the disk."""
         lengths = [part.num_rows if isinstance(part, StoredFeatures) else len(part) for part in parts]
@@ -180,6 +239,26 @@ class FeatureStorage:
             else:
                 rows.copy_(part)
         return host.to(self._device, non_blocking=True)
+
+
+def _split_into_blocks(stored: Mapping[ImageGrid, StoredFeatures]) -> Iterator[list[ImageGrid]]:
+    """The images in the order of the file; a block has at most _BLOCK_BYTES unless one image has more."""
+    block, size = list[ImageGrid](), 0
+    for grid in sorted(stored, key=lambda grid: stored[grid].offset):
+        if block and size + stored[grid].num_bytes > _BLOCK_BYTES:
+            yield block
+            block, size = [], 0
+        block.append(grid)
+        size += stored[grid].num_bytes
+    if block:
+        yield block
+
+
+class _StartedImages(NamedTuple):
+    """What `Features.start_decoding` found on the disk, and the groups of the other images, which are being loaded."""
+
+    stored: Mapping[ImageGrid, StoredFeatures]
+    loading: Iterator[dict[ImageGrid, ImageContent]]
 
 
 class Features:
@@ -201,10 +280,10 @@ class Features:
         self.device = tower.device
         self._disk_cache = None if is_live else disk_cache
         self._writer, self._writes = ThreadPoolExecutor(1, "feature disk cache"), list[Future[None]]()
-        is_cuda = tower.device.type == "cuda"
+        self._reads_blocks = is_cuda = tower.device.type == "cuda"  # without CUDA features stay mapped from the file
         self._write_stream = torch.cuda.Stream(tower.device) if is_cuda else None  # type: ignore[no-untyped-call]
         self.decode_pool = DecodePool(image_processor)
-        self._started: Iterator[dict[ImageGrid, ImageContent]] | None = None
+        self._started: _StartedImages | None = None
         self._pixels: dict[ImageGrid, Pixels] = {}
         self._storage = FeatureStorage(tower.device, tower.dtype)
         self._keys: dict[ImageGrid, bytes] = {}
@@ -226,12 +305,18 @@ class Features:
         is_needed = self._disk_cache is None or self._disk_cache.is_empty
         return self._tower if is_needed and isinstance(self._tower, LazyTower) else None
 
-    def start_decoding(self, grids: Iterable[ImageGrid], world: World = World()) -> None:
+    def start_decoding(
+        self, grids: Iterable[ImageGrid], world: World = World(), digests: Mapping[Path, bytes] | None = None
+    ) -> None:
         """Start decoding the images of the next `prepare`, while the tower is loaded.
 
         Later, the decoding threads would hold Python's lock against the thread that launches the tower's kernels.
+        digests: image file → sha256, of files that were read a moment ago. Without it the threads read them to find
+        their features on the disk.
         """
-        self._started = self._start_decoding(self._select_share(grids, world), world.local_size)
+        images = self._select_share(grids, world)
+        stored = self._find_stored(images, digests) if digests and world.size == 1 else {}
+        self._started = _StartedImages(stored, self._start_decoding(images, world.local_size, stored))
 
     def prepare(
         self,
@@ -323,21 +408,58 @@ class Features:
         shares = split_between_ranks([grid.h * grid.w for grid in images], world.local_size)
         return [images[i] for i in shares[world.local_rank]]
 
-    def _start_decoding(self, grids: Iterable[ImageGrid], num_ranks: int) -> Iterator[dict[ImageGrid, ImageContent]]:
+    def _find_stored(
+        self, images: Iterable[ImageGrid], digests: Mapping[Path, bytes]
+    ) -> dict[ImageGrid, StoredFeatures]:
+        """The new images whose features are on the disk and are read in blocks."""
+        disk_cache, stored = self._disk_cache, dict[ImageGrid, StoredFeatures]()
+        if self._reads_blocks and disk_cache is not None and not disk_cache.is_empty:
+            for grid in images:
+                digest = digests.get(grid.image.path)
+                place = digest and grid not in self and disk_cache.locate(build_key(grid, digest))
+                if place and place.num_rows == grid.num_tokens:
+                    stored[grid] = place
+        return stored
+
+    def _start_decoding(
+        self, grids: Iterable[ImageGrid], num_ranks: int, stored: Collection[ImageGrid] = ()
+    ) -> Iterator[dict[ImageGrid, ImageContent]]:
+        """stored: images that are not decoded. The others are in the groups in which they would be beside these."""
         new = [grid for grid in dict.fromkeys(grids) if grid not in self]
-        return self.load_groups(list(split_into_groups(new)), self.decode_pool, num_ranks) if new else iter(())
+        groups = [[grid for grid in group if grid not in stored] for group in split_into_groups(new)]
+        groups = [group for group in groups if group]
+        return self.load_groups(groups, self.decode_pool, num_ranks) if groups else iter(())
 
     def _prepare_share(
         self, grids: Iterable[ImageGrid], on_progress: Callable[[int], None], world: World
     ) -> dict[ImageGrid, LorgnetteError]:
         """Decode and encode these images; those that cannot be decoded, with the errors."""
         errors: dict[ImageGrid, LorgnetteError] = {}
-        groups, self._started = self._started, None
+        started, self._started = self._started, None
+        if started is None:
+            started = _StartedImages({}, self._start_decoding(grids, world.local_size))
+        damaged = self._add_stored(started.stored, on_progress)
         is_shared = world.size > 1 and self._disk_cache is not None
-        for group in groups or self._start_decoding(grids, world.local_size):
+
+        def load() -> Iterator[dict[ImageGrid, ImageContent]]:
+            yield from started.loading
+            yield from self._start_decoding(damaged, world.local_size)
+
+        for group in load():
             errors |= self.add_group(group, is_shared=is_shared)
             on_progress(len(group))
         return errors
+
+    def _add_stored(
+        self, stored: Mapping[ImageGrid, StoredFeatures], on_progress: Callable[[int], None]
+    ) -> list[ImageGrid]:
+        """Read these features. Returns the images whose features are damaged."""
+        damaged = self._storage.add_stored(stored, on_progress=on_progress)
+        self.num_cached += len(stored) - len(damaged)
+        if self._disk_cache is not None:
+            for grid in damaged:
+                self._disk_cache.forget(stored[grid].key)
+        return damaged
 
     def _exchange(
         self, images: Sequence[ImageGrid], errors: Mapping[ImageGrid, LorgnetteError], world: World

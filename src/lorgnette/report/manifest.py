@@ -17,6 +17,8 @@ from typing import Any
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.parse import parse_json
 
+HASH_LENGTH = 16
+"""Of the start of an image file's sha256, in hexadecimal digits."""
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia")
 PACKAGES = ("lorgnette", "torch", "transformers", "peft", "numpy", "pillow", "tokenizers", "safetensors", "triton")
 
@@ -86,7 +88,7 @@ def compute_sha256(path: Path) -> str:
 
 def hash_image(path: Path) -> str:
     """The start of an image file's sha256."""
-    return compute_sha256(path)[:16]
+    return compute_sha256(path)[:HASH_LENGTH]
 
 
 def _read_versions() -> dict[str, str | None]:

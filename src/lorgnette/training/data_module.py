@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -32,7 +32,7 @@ from lorgnette.processing.encoded_rows import EncodedRows
 from lorgnette.processing.processor import Processor
 from lorgnette.report.check_report import SplitSummary
 from lorgnette.report.console import Terminal
-from lorgnette.report.manifest import compute_sha256, hash_image, hide_home
+from lorgnette.report.manifest import HASH_LENGTH, compute_sha256, hide_home
 from lorgnette.report.trackers.tracker import select_trackers
 from lorgnette.resolve import find_model_config, read_rows, resolve_data, resolve_model
 from lorgnette.startup import gc_paused
@@ -56,6 +56,8 @@ class TrainingData:
     problems: list[Problem]
     files: tuple[Path, ...]
     adapter: Path | None = None
+    _digests: bytearray = field(default_factory=bytearray, repr=False, compare=False)
+    """The images' sha256, one after the other, once `hash_images` has been called: 32 bytes for each image."""
 
     @classmethod
     def load(cls, settings: Settings, terminal: Terminal, *, needs_weights: bool = True) -> "TrainingData":
@@ -186,9 +188,19 @@ class TrainingData:
 
     def hash_images(self) -> dict[str, str]:
         """Image file → its hash: first the `num_training_images` that are trained on, in the order of the examples."""
-        paths = list(dict.fromkeys(grid.image.path for grid in self.grids))
+        paths = self._list_image_paths()
         with ThreadPoolExecutor(8) as pool:
-            return dict(zip(map(str, paths), pool.map(hash_image, paths), strict=True))
+            hashes = list(pool.map(compute_sha256, paths))
+        self._digests[:] = bytes.fromhex("".join(hashes))
+        return {str(path): value[:HASH_LENGTH] for path, value in zip(paths, hashes, strict=True)}
+
+    def list_image_digests(self) -> dict[Path, bytes]:
+        """Image file → sha256, as `hash_images` found it; empty if it was not called."""
+        digests = (bytes(self._digests[start : start + 32]) for start in range(0, len(self._digests), 32))
+        return dict(zip(self._list_image_paths(), digests, strict=True)) if self._digests else {}
+
+    def _list_image_paths(self) -> list[Path]:
+        return list(dict.fromkeys(grid.image.path for grid in self.grids))
 
     def select_held_out(self, image_hashes: Mapping[str, str]) -> dict[Path, str]:
         """Held-out image → its hash, from `hash_images`."""
@@ -224,7 +236,8 @@ class TrainingData:
                 problems.append(Problem(example.source, example.row, message, hint, str(path)))
             kept.append(part.select(usable))
         examples, held_out = kept
-        rest = replace(self, examples=examples, held_out=held_out, problems=self.problems + problems)
+        problems, digests = self.problems + problems, bytearray()  # of other images
+        rest = replace(self, examples=examples, held_out=held_out, problems=problems, _digests=digests)
         rest._check_rows(problems, len(self.examples) + len(self.held_out), on_bad_row, terminal)
         return rest
 

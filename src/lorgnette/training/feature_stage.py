@@ -43,7 +43,7 @@ class FeatureStage:
 
     def start(self, features: Features) -> None:
         """Start decoding all images."""
-        features.start_decoding(self.grids, self.world)
+        features.start_decoding(self.grids, self.world, self.data.list_image_digests())
 
     def start_pipeline(self, features: Features, step: int) -> FeaturePipeline:
         """Start decoding in the order of the steps; `step` is the first to come."""
