@@ -347,6 +347,19 @@ lorgnette.__main__.main()
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_modules_are_compiled_ahead_for_a_command_but_not_for_help(tmp_path: Path) -> None:
+    code = """
+import lorgnette.__main__, lorgnette.cli
+from lorgnette.io import compile_modules
+compile_modules.start_compiling_modules = lambda: print("compiles")
+lorgnette.cli.main = lambda: print("runs")
+lorgnette.__main__.main()
+"""
+    for words, output in ((["train"], "compiles\nruns\n"), (["--help"], "runs\n"), ([], "runs\n")):
+        done = run_python("-c", code, *words, cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr) == (0, output, "")
+
+
 _ENDS = """
 import atexit, os, sys, threading, time, types
 import lorgnette.__main__

@@ -30,6 +30,10 @@ def main() -> None:
         note_command_start()
         set_missing_home()
         keep_bytecode()
+        if sys.argv[1:] and not sys.argv[1].startswith("-"):  # --help imports little
+            from lorgnette.io.compile_modules import start_compiling_modules
+
+            start_compiling_modules()
         from lorgnette.cli import main as run_command
 
         run_command()

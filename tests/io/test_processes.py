@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.io import processes
-from lorgnette.io.processes import count_cores, count_processes, map_in_processes
+from lorgnette.io import cores, processes
+from lorgnette.io.cores import count_cores
+from lorgnette.io.processes import count_processes, map_in_processes
 
 
 def square(number: int) -> tuple[int, int]:
@@ -163,7 +164,7 @@ def test_only_a_plain_process_starts_others(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(processes.threading, "active_count", lambda: 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
     quota = tmp_path / "cpu.max"
-    monkeypatch.setattr(processes, "_QUOTA", quota)
+    monkeypatch.setattr(cores, "_QUOTA", quota)
     monkeypatch.setattr(sys, "platform", "linux")
     assert count_processes() == 6
     quota.write_text("max 100000\n")

@@ -18,7 +18,7 @@ from lorgnette.data import load_resized
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.cache_folder import hash_image
 from lorgnette.features.decode_process import DecodeProcess
-from lorgnette.io.processes import count_cores
+from lorgnette.io.cores import count_cores
 from lorgnette.planning.limits import MAX_PATCHES_PER_CALL
 from lorgnette.processing.image_processor import ImageProcessor
 from lorgnette.types import ImageGrid

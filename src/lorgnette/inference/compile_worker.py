@@ -21,8 +21,8 @@ from typing import Any
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.atomic import write_text
+from lorgnette.io.cores import count_cores
 from lorgnette.io.parse import parse_json
-from lorgnette.io.processes import count_cores
 from lorgnette.kernels.compile_ahead import KernelRequest, read_marker
 from lorgnette.types import Capability
 

@@ -12,19 +12,16 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from lorgnette.errors import LorgnetteError
+from lorgnette.io.cores import count_cores
 from lorgnette.startup import wait_for_libraries
 
-MAX_PROCESSES = 16
 _MAX_WAITING = 4
 """Results for each process that wait for an earlier one."""
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 T = TypeVar("T")
 R = TypeVar("R")
@@ -40,18 +37,6 @@ def count_processes() -> int:
     if sys.platform != "linux" or "torch" in sys.modules or threading.active_count() > 1:
         return 1
     return count_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def count_cores(num_sharing: int = 1) -> int:
-    """The cores for each of `num_sharing` processes like this one, at least 1 and at most MAX_PROCESSES.
-
-    They share those that the system and its container grant.
-    """
-    granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # no such file, or "max"
-        quota, period = _QUOTA.read_text().split()
-        granted = min(granted, int(quota) // int(period))
-    return max(1, min(granted // num_sharing, MAX_PROCESSES))
 
 
 class _Worker(NamedTuple):
