@@ -7,6 +7,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 from weakref import WeakSet
 
 import numpy as np
@@ -177,6 +178,27 @@ def allocate_graph() -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
     _graphs.add(graph)
     return graph
+
+
+@contextmanager
+def capture_graph(
+    stream: torch.cuda.Stream, pool: Any, allocate_workspaces: Callable[[], None]
+) -> Iterator[torch.cuda.CUDAGraph]:
+    """Capture what is launched inside, on this stream, instead of running it. The result runs at every `replay`.
+
+    pool: the handle of the memory that the graph takes. allocate_workspaces: as the function of this name, for this
+    stream. Unlike torch.cuda.graph, this neither synchronizes the host nor gives back memory that torch keeps, on the
+    GPU and pinned on the host; and other threads may use the device meanwhile.
+    """
+    graph = allocate_graph()
+    with torch.cuda.stream(stream):
+        allocate_workspaces()
+        with pause_garbage_collection():
+            graph.capture_begin(pool, "thread_local")
+            try:
+                yield graph
+            finally:
+                graph.capture_end()
 
 
 def allocate_workspaces(device: torch.device, dtype: torch.dtype) -> None:

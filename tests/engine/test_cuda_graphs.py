@@ -92,8 +92,10 @@ def test_no_garbage_is_collected_in_the_memory_of_graphs(monkeypatch: pytest.Mon
     """torch ends the process where a graph's memory is freed meanwhile."""
     graph = MagicMock(spec=torch.cuda.CUDAGraph)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
-    for name in ("MemPool", "Stream", "current_stream", "use_mem_pool", "stream"):
+    stream_class = torch.cuda.Stream
+    for name in ("MemPool", "current_stream", "use_mem_pool", "stream"):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: MagicMock(spec=stream_class))
     stream = GraphStream(torch.device("cpu"), lambda: None)
     for enter in (stream.capture, stream.eager):
         with enter():
@@ -116,8 +118,10 @@ def test_workspaces_are_there_before_the_pool_is_used(decoder: Decoder, monkeypa
         decoder.allocate_workspaces()
         events.append("workspaces")
 
-    for name in ("MemPool", "Stream", "current_stream"):
+    stream_class = torch.cuda.Stream
+    for name in ("MemPool", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: MagicMock(spec=stream_class))
     graph = MagicMock(spec=torch.cuda.CUDAGraph, capture_begin=lambda *_: events.append("capture"))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
     stream = GraphStream(torch.device("cpu"), allocate)

@@ -4,7 +4,9 @@
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -139,6 +141,40 @@ def test_a_captured_step_equals_the_eager_one_and_does_not_wait(
         runs.append(torch.stack(steps))
     assert cache.graphs[False] is not None
     torch.testing.assert_close(runs[0], runs[1], atol=1e-4 if dtype == torch.float32 else 1e-1, rtol=0)
+
+
+@pytest.mark.parametrize(("free", "is_released"), [(0, True), (2**40, False)])
+def test_a_capture_takes_what_torch_keeps_only_where_little_is_free(
+    tiny: Path, prompts: list[Encoded], free: int, is_released: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = build_generator(tiny, prompts, "cpu")
+    released: list[bool] = []
+    graph = MagicMock()
+    monkeypatch.setattr(generator, "_graph_stream", object())
+    monkeypatch.setattr(generator_module, "capture_graph", lambda *_: nullcontext(graph))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2**40))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append(True))
+    cache = generator.prefill(prompts, 9, use_adapter=False)
+    for _ in range(3):  # eager, captured, replayed
+        generator.decode_step(cache, torch.zeros(len(prompts), dtype=torch.int64), use_adapter=False)
+    assert bool(released) is is_released
+    assert cache.graphs[False] is graph
+    assert graph.replay.call_count == 2
+
+
+@NEEDS_CUDA
+def test_a_capture_keeps_the_memory_that_torch_has_pinned(
+    tiny: Path, prompts: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To pin it anew takes longer than a copy into it."""
+    generator = build_generator(tiny, prompts, "cuda", torch.bfloat16)
+    cache = generator.prefill(prompts, 9, use_adapter=False)
+    address = torch.empty(2**24, pin_memory=True).data_ptr()
+    monkeypatch.setattr(torch.cuda, "synchronize", None)
+    for _ in range(3):  # eager, captured, replayed
+        generator.decode_step(cache, torch.zeros(len(prompts), dtype=torch.int64, device="cuda"), use_adapter=False)
+    assert cache.graphs[False] is not None
+    assert torch.empty(2**24, pin_memory=True).data_ptr() == address
 
 
 @NEEDS_CUDA

@@ -8,15 +8,14 @@ Knows nothing about the decoder's arithmetic.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from lorgnette.device import allocate_graph, join_arrays, pause_garbage_collection, split_array
+from lorgnette.device import capture_graph, join_arrays, pause_garbage_collection, split_array
 from lorgnette.engine.batch_shapes import BatchShape
 from lorgnette.kernels.attention_plan import AttentionPlan, plan_attention
 from lorgnette.kernels.gather_sum import GatherSegments, build_segments
@@ -146,19 +145,6 @@ class GraphStream:
         with self.eager():
             torch.empty(size, dtype=torch.uint8, device=self._device)
 
-    @contextmanager
-    def capture(self) -> Iterator[torch.cuda.CUDAGraph]:
-        """Capture instead of running. The result runs at every `replay`.
-
-        Unlike torch.cuda.graph, this does not synchronize the host, and other threads may use the device meanwhile.
-        """
-        graph = allocate_graph()
-        pool: Any = self._pool.id  # torch's stubs know the other kind of handle alone
-        with torch.cuda.stream(self._stream):
-            self._allocate_workspaces()
-            with pause_garbage_collection():
-                graph.capture_begin(pool, "thread_local")
-                try:
-                    yield graph
-                finally:
-                    graph.capture_end()
+    def capture(self) -> AbstractContextManager[torch.cuda.CUDAGraph]:
+        """Capture instead of running, as `capture_graph`."""
+        return capture_graph(self._stream, self._pool.id, self._allocate_workspaces)

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int, Int32
 from torch import Tensor
 
-from lorgnette.device import allocate_graph, allocate_workspaces, copy_to_device, pause_garbage_collection
+from lorgnette.device import allocate_workspaces, capture_graph, copy_to_device
 from lorgnette.features.feature_lru import FeatureLru
 from lorgnette.features.image_features import Features
 from lorgnette.inference.kv_cache import CacheShape, KVCache, StepKind
@@ -34,6 +34,8 @@ from lorgnette.types import IGNORE_INDEX, Encoded, PackedBatch
 MAX_PREFILL_TOKENS = 32768
 """Prompt tokens per micro-batch: the widest matrix of a layer is 1.2 GB at 2B's shapes in bf16."""
 MAX_CACHES = 3
+MIN_FREE_BYTES = 2**28
+"""More than a decode step takes while it is captured."""
 AttentionFn = Callable[[int, Float[Tensor, "T _"], Float[Tensor, "T _"], Float[Tensor, "T _"]], None]
 """attention(layer, qkv, qkv, out): write into `out`; queries and keys are rotated already. Only a layer that saves has
 its values in another matrix."""
@@ -52,6 +54,7 @@ class Generator:
         self._use_padding = self.device.type == "cuda"
         self._use_cuda_graphs = self._use_padding and decoder.shards is None  # as in engine/fast.py
         self._graph_pool = torch.cuda.graph_pool_handle() if self._use_cuda_graphs else None
+        self._graph_stream = torch.cuda.Stream(self.device) if self._use_cuda_graphs else None  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def prefill(self, prompts: Sequence[Encoded], max_new_tokens: int, *, use_adapter: bool) -> KVCache:
@@ -107,13 +110,11 @@ class Generator:
         graph = cache.graphs.get(kind)
         if graph is not None:
             graph.replay()
-        elif self._use_cuda_graphs and kind in cache.graphs:
-            graph = allocate_graph()
-            # thread_local: other threads may use the device during the capture, to compute features.
-            capture = torch.cuda.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local")
-            with torch.cuda.stream(capture.capture_stream):
-                allocate_workspaces(self.device, self.decoder.embed_tokens.dtype)
-            with pause_garbage_collection(), capture:
+        elif self._graph_stream is not None and kind in cache.graphs:
+            if torch.cuda.mem_get_info(self.device)[0] < MIN_FREE_BYTES:
+                torch.cuda.empty_cache()  # while it captures, torch gives no memory back
+            allocate = partial(allocate_workspaces, self.device, self.decoder.embed_tokens.dtype)
+            with capture_graph(self._graph_stream, self._graph_pool, allocate) as graph:
                 self._run_decode_step(cache, use_adapter, rank_mask)
             cache.graphs[kind] = graph
             graph.replay()
