@@ -116,6 +116,17 @@ def test_one_module_prints() -> None:
     assert modules == {"cli.py", "report/console.py"}  # cli.py: the version
 
 
+def test_no_test_on_a_gpu_changes_its_capability() -> None:
+    """Triton keeps the function of torch that it finds first, and would go on compiling for the other card."""
+    name = "get_device_capability"
+    paths = [path for path in (ROOT / "tests").rglob("test_*.py") if name in path.read_text(encoding="utf-8")]
+    functions = [node for path in paths for node in ast.walk(parse(path)) if isinstance(node, ast.FunctionDef)]
+    changed = [function for function in functions if name in " ".join(map(ast.unparse, function.body))]
+    assert len(changed) > 2, "tests that run on a CPU"
+    marks = {function.name: " ".join(map(ast.unparse, function.decorator_list)) for function in changed}
+    assert not {test: text for test, text in marks.items() if re.search("cuda|gpu", text, re.IGNORECASE)}
+
+
 def find_unquoted_commands(module: ast.Module) -> list[str]:
     """f-strings with a command of lorgnette and a value in it that is not quoted for a shell."""
     found = []
