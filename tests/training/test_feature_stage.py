@@ -17,6 +17,7 @@ from lorgnette.config import Settings
 from lorgnette.engine.fast import FastEngine
 from lorgnette.errors import LorgnetteError
 from lorgnette.features import decode_pool
+from lorgnette.features.cache_folder import is_in_use, list_sets
 from lorgnette.features.decode_pool import DecodePool
 from lorgnette.features.decode_process import DecodeProcessError
 from lorgnette.features.image_features import Features
@@ -162,6 +163,21 @@ def test_a_damaged_image_stops_the_run_with_its_steps_saved(runs: Runs) -> None:
     runs.train("skipped", beside=True)
     assert runs.events[-4:] == ["step"] * 4, "all images are decoded before, and the row is left out"
     assert "green.png" in runs.output.getvalue()
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_training_that_does_not_start_closes_its_features(runs: Runs, beside: bool) -> None:
+    """While the error is there, which a notebook keeps."""
+    for path in runs.folder.glob("*.png"):
+        content = path.read_bytes()
+        start = content.index(b"IDAT") + 8
+        path.write_bytes(content[:start] + b"\xff" * 8 + content[start + 8 :])
+    with pytest.raises(LorgnetteError, match="cannot be decoded") as error:
+        runs.train("broken", beside=beside)
+    assert "step" not in runs.events
+    [folder] = list_sets(runs.folder / "cache of broken" / "lorgnette" / "features")
+    assert not is_in_use(folder)
+    assert error.tb is not None
 
 
 def test_the_end_of_a_process_that_decodes_stops_the_run_with_its_steps_saved(
