@@ -518,7 +518,7 @@ def test_features_left_on_disk_are_read_when_gathered(tmp_path: Path, monkeypatc
         assert torch.equal(storage.gather([STORED_GRIDS[i] for i in order]), torch.cat([rows[i] for i in order]))
 
 
-@pytest.mark.parametrize("block_bytes", [1, 4000, 1 << 23])
+@pytest.mark.parametrize("block_bytes", [1, 4000, 1 << 24])
 @pytest.mark.parametrize("share_bytes", [0, 3000, 1 << 20])
 def test_features_read_in_blocks_are_those_of_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int, share_bytes: int

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lorgnette.device import PINNED_PIECE_BYTES
 from lorgnette.distributed import World
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.cache_folder import build_key, hash_image
@@ -40,8 +41,8 @@ from lorgnette.types import ImageGrid
 _MAX_PENDING_WRITES = 8
 """Calls of the tower whose features may wait on the device for the disk: their memory is not planned."""
 
-_BLOCK_BYTES = 8 << 20
-"""Features that are read from the disk cache together. torch pins powers of two."""
+_BLOCK_BYTES = PINNED_PIECE_BYTES
+"""Features that are read from the disk cache together."""
 _NUM_BLOCKS = 4
 """Blocks in memory at a time, and threads that look at their checksums."""
 

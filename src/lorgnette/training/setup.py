@@ -36,6 +36,7 @@ from lorgnette.planning.memory import (
 from lorgnette.processing.image_processor import ImageProcessor
 from lorgnette.report.console import ProgressCallback, Terminal
 from lorgnette.report.stage_timer import StageTimer
+from lorgnette.startup import switch_threads_often
 from lorgnette.training.batch_stats import count_steps
 from lorgnette.training.checkpoint import read_max_tokens
 from lorgnette.training.data_module import TrainingData
@@ -82,6 +83,7 @@ class TrainingSetup:
         return self.features.close()
 
 
+@switch_threads_often()
 def build_training(
     settings: Settings,
     data: TrainingData,
