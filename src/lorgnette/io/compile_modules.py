@@ -24,10 +24,14 @@ if TYPE_CHECKING:
 
 MODULES = (
     "lorgnette.cli", "pydantic.type_adapter", "pydantic.dataclasses", "lorgnette.commands.train",
-    "concurrent.futures.thread", "lorgnette.training.run", "concurrent.futures.process",
-    "lorgnette.inference.compile_worker", "lorgnette.inference.dry_run",
+    "concurrent.futures.thread", "lorgnette.training.run", "concurrent.futures.process", "numpy.ma",
+    "lorgnette.inference.compile_worker", "lorgnette.inference.dry_run", "lorgnette.kernels.record_launches",
+    "triton.compiler.code_generator", "triton.backends.nvidia.compiler", "triton.backends.nvidia.driver",
+    "triton.backends.amd.compiler", "triton.backends.amd.driver", "triton.language.extra.cuda.libdevice",
+    "triton.language.extra.hip.libdevice", "triton.experimental.gluon",
 )  # fmt: skip
-"""What a training imports in functions, and on first use of a package's names. The rest follows from these."""
+"""What a training imports by no statement of a module: in functions, on first use of a name, by a computed name. The
+rest follows from these."""
 _FREE_CORES = 2
 """For the command, and for the process that compiles its kernels."""
 _MAX_MESSAGE = 1 << 20
