@@ -103,7 +103,6 @@ def run_training(
                     log.write({"kind": "skipped", "source": p.source, "row": p.row, "message": p.message})
 
                 # Take the steps that are left.
-                _start_preparing_report(world)
                 snapshot = _build_snapshot(setup, trainer, settings, metadata, sample, world)
                 with GracefulInterrupt(terminal, world.status) as interrupt:
                     with (
@@ -131,6 +130,7 @@ def run_training(
                 with timer("save"):
                     write, state = snapshot(), trainer.gather_state(has_optimizer=False)
                     if world.is_main:
+                        Thread(target=prepare_run_page, name="page", daemon=True).start()  # while the disk writes
                         _save_result(trainer, run_dir, callbacks, state, write)
 
                 # Answer the held-out examples as before the training and with the adapter.
@@ -304,12 +304,6 @@ def _answer_held_out(
     rows = [replace(row, before=str(origin or BASE_MODEL)) for row in rows]
     write_predictions(run_dir.predictions, rows)
     return rows
-
-
-def _start_preparing_report(world: World) -> None:
-    """Compile the page's templates on a thread while the training runs."""
-    if world.is_main:
-        Thread(target=prepare_run_page, name="page", daemon=True).start()
 
 
 def _write_report(
