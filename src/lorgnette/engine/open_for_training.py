@@ -104,7 +104,8 @@ def open_for_training(
         load_decoder, checkpoint, shape, device, dtype, shard_over=world if fit.num_shards > 1 else None
     )
     decoder = None if fit.is_loaded_in_turn else load.submit(read_decoder)
-    pinning = load.submit(adapter.pin_host_memory)  # with what the weights were read through
+    # With what the weights were read through. Rank 0 alone copies the adapter.
+    pinning = load.submit(adapter.pin_host_memory) if world.is_main else None
 
     for pool in (load, init, warm_tower, warm_decoder):
         pool.shutdown(wait=False)
@@ -128,7 +129,8 @@ def open_for_training(
         # The replay inside may read a half-initialized adapter: nothing of it is kept, and the copy below follows.
         engine.capture_ahead(batches, fit.pool_bytes, repeats)
         del moments
-        pinning.result()
+        if pinning is not None:
+            pinning.result()
         adapter_init.result()
         engine.sync_weights()
         return engine
