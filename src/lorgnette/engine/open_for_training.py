@@ -104,8 +104,7 @@ def open_for_training(
         load_decoder, checkpoint, shape, device, dtype, shard_over=world if fit.num_shards > 1 else None
     )
     decoder = None if fit.is_loaded_in_turn else load.submit(read_decoder)
-    # With what the weights were read through. Rank 0 alone copies the adapter.
-    pinning = load.submit(adapter.pin_host_memory) if world.is_main else None
+    pinning = load.submit(_pin_host_memory, adapter, world)
 
     for pool in (load, init, warm_tower, warm_decoder):
         pool.shutdown(wait=False)
@@ -129,13 +128,18 @@ def open_for_training(
         # The replay inside may read a half-initialized adapter: nothing of it is kept, and the copy below follows.
         engine.capture_ahead(batches, fit.pool_bytes, repeats)
         del moments
-        if pinning is not None:
-            pinning.result()
+        pinning.result()
         adapter_init.result()
         engine.sync_weights()
         return engine
 
     return PendingEngine(lambda: lazy_tower and lazy_tower.tower, wait_for_decoder, build_engine)
+
+
+def _pin_host_memory(adapter: FlatLoraParams, world: World) -> None:
+    """What the weights were read through, and more if the adapter is larger. Rank 0 alone copies the adapter."""
+    if world.is_main:
+        adapter.pin_host_memory()
 
 
 def _warm_up(function: Callable[..., None], *arguments: Any) -> None:
@@ -181,9 +185,7 @@ def warm_up_decoder(
     small = replace(shape, text=replace(shape.text, num_layers=WARMUP_LAYERS))
     with suppress(torch.OutOfMemoryError):
         decoder, weights = allocate_decoder(small, features.device, dtype, nf4_modules)
-        for weight in weights.values():
-            if isinstance(weight, torch.Tensor):  # NF4 is 0 already
-                weight.zero_()
+        torch._foreach_zero_([weight for weight in weights.values() if isinstance(weight, torch.Tensor)])  # NF4 is 0
         adapter = FlatLoraParams(small, features.device)
         FastEngine(decoder, adapter, features, dropout=dropout).warmup(batches, repeats)
 
