@@ -2,9 +2,10 @@
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from types import MappingProxyType
 
 import torch
@@ -158,15 +159,17 @@ def allocate_decoder(
     size = max(map(operator.mul, heights, widths)) if nf4_modules else 0
     scratch = torch.empty(size, device=device, dtype=dtype)
     shards = None if shard_over is None else ShardedLayers(shard_over, scratch.new_empty)
-    allocate = scratch.new_empty
+    allocators: Sequence[Callable[..., Tensor]] = [scratch.new_empty] * text.num_layers
     if not nf4_modules and shards is None:
         # All matrices in one piece: torch would round each up, and put some into larger pieces that nobody else can
         # use then.
-        counts = list[int]()
-        _allocate_layer(layer_class, shape, 0, partial(_count_values, counts), scratch, nf4_modules, None)
-        allocate = _split_memory(scratch.new_empty(text.num_layers * sum(counts)))
+        parts = list[tuple[int, ...]]()
+        _allocate_layer(layer_class, shape, 0, partial(_record_size, parts), scratch, nf4_modules, None)
+        memory = scratch.new_empty(text.num_layers, sum(map(_count_values, parts)))
+        allocators = _split_memory(memory, parts)
     layers = [
-        _allocate_layer(layer_class, shape, i, allocate, scratch, nf4_modules, shards) for i in range(text.num_layers)
+        _allocate_layer(layer_class, shape, i, allocate, scratch, nf4_modules, shards)
+        for i, allocate in enumerate(allocators)
     ]
     embedding = torch.empty(text.vocab_size, text.hidden_size, device=device, dtype=dtype)
     lm_head = embedding if text.tie_word_embeddings else torch.empty_like(embedding)
@@ -193,22 +196,36 @@ def allocate_decoder(
     return decoder_class(text, embedding, layers, norm, lm_head, shards), weights
 
 
-def _count_values(counts: list[int], *size: int) -> Tensor:
-    """A tensor without memory of this size, whose place in one piece of memory is added to the counts."""
-    counts.append(-(-math.prod(size) // _ALIGNMENT) * _ALIGNMENT)
+def _record_size(sizes: list[tuple[int, ...]], *size: int) -> Tensor:
+    """A tensor without memory of this size, which is added to the sizes."""
+    sizes.append(size)
     return torch.empty(size, device="meta")
 
 
-def _split_memory(memory: Float[Tensor, " _"]) -> Callable[..., Tensor]:
-    """Gives parts of this memory, one after the other."""
-    used = list[int]()
+def _count_values(size: tuple[int, ...]) -> int:
+    return -(-math.prod(size) // _ALIGNMENT) * _ALIGNMENT
 
-    def allocate(*size: int) -> Tensor:
-        start = sum(used)
-        _count_values(used, *size)
-        return memory[start : start + math.prod(size)].view(size)
 
-    return allocate
+def _split_memory(memory: Float[Tensor, "L N"], sizes: Sequence[tuple[int, ...]]) -> list[Callable[..., Tensor]]:
+    """For each layer a function that gives the parts of its row of memory, in the order of the sizes.
+
+    A size is cut for all layers together: each call to torch may lose Python's lock to a thread that loads kernels.
+    """
+    starts = accumulate(map(_count_values, sizes), initial=0)
+    columns = [
+        memory[:, start : start + math.prod(size)].view(len(memory), *size).unbind()
+        for start, size in zip(starts, sizes, strict=False)
+    ]
+
+    def build_allocator(parts: Iterator[Tensor]) -> Callable[..., Tensor]:
+        def allocate(*size: int) -> Tensor:
+            part = next(parts)
+            assert part.shape == size
+            return part
+
+        return allocate
+
+    return [build_allocator(iter(parts)) for parts in zip(*columns, strict=True)]
 
 
 def _split_weight(linear: LoraLinear, sizes: list[int]) -> Sequence[Destination]:
@@ -217,7 +234,8 @@ def _split_weight(linear: LoraLinear, sizes: list[int]) -> Sequence[Destination]
         return linear.weight.parts
     if isinstance(linear.weight, ShardedWeight):
         return _split_rows(linear.weight, linear.in_features, sizes)
-    return [rows[:, : linear.in_features] for rows in torch.split(linear.weight, sizes)]
+    weight = linear.weight[:, : linear.in_features]
+    return torch.split(weight, sizes) if len(sizes) > 1 else [weight]
 
 
 def _split_rows(weight: ShardedWeight, in_features: int, sizes: list[int]) -> list[WeightRows]:
