@@ -88,6 +88,10 @@ class Bench:
     def num_coco_images(self) -> int:
         return 24 if self.tiny else NUM_COCO_IMAGES
 
+    @property
+    def num_peer_samples(self) -> int:
+        return 4 if self.tiny else PEER_SAMPLES
+
     def make_files(self) -> None:
         """Images, captions, and the models that need files."""
         job.make_images(self.work, 20 if self.tiny else 500)
@@ -95,6 +99,7 @@ class Bench:
             epoch.make_data(self.work, self.num_coco_images)
         if "peer" in self.parts:
             write_resized(self.work, self.work / "resized", 280)
+            keep_whole_steps(self.work / "resized" / "captions.csv", self.num_peer_samples)
         if {"steps", "shards"}.intersection(self.parts):
             for name in gpu_steps.MODELS:
                 nf4.make_job(self.work, name, tiny=self.tiny)
@@ -221,7 +226,7 @@ class Bench:
 
     def measure_peer(self, figures: dict[str, Any], limit: float) -> None:
         """transformers' Trainer, which uses DistributedDataParallel under torchrun. It is ended when it has saved."""
-        end, samples = time.monotonic() + limit, 4 if self.tiny else PEER_SAMPLES
+        end, samples = time.monotonic() + limit, self.num_peer_samples
         for count in (1, self.num_gpus):
             out = self.work / f"peer-{count}"
             out.mkdir()
@@ -250,6 +255,12 @@ class Bench:
             figures[f"{count}"] = run
             print("peer", count, json.dumps({name: run[name] for name in ("samples_per_s", "peak_gib")}), flush=True)
         figures["speedup"] = figures[f"{self.num_gpus}"]["samples_per_s"] / figures["1"]["samples_per_s"]
+
+
+def keep_whole_steps(table: Path, samples: int) -> None:
+    """Leave out the last samples of an epoch, for which a peer would take a shorter step, or repeat others."""
+    lines = table.read_text(encoding="utf-8").splitlines(keepends=True)
+    table.write_text("".join(lines[: 1 + (len(lines) - 1) // samples * samples]), encoding="utf-8")
 
 
 def has_saved(run_file: Path) -> bool:
