@@ -347,17 +347,26 @@ lorgnette.__main__.main()
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_modules_are_compiled_ahead_for_a_command_but_not_for_help(tmp_path: Path) -> None:
+def test_processes_that_compile_start_first(tmp_path: Path) -> None:
+    """Those of kernels only for a training, and where their pipes are not taken for standard input or output."""
     code = """
+import os, sys
 import lorgnette.__main__, lorgnette.cli
 from lorgnette.io import compile_modules
-compile_modules.start_compiling_modules = lambda: print("compiles")
-lorgnette.cli.main = lambda: print("runs")
+from lorgnette.kernels import compile_ahead
+compile_modules.start_compiling_modules = lambda: os.write(2, b"modules ")
+compile_ahead.start = lambda *settings: os.write(2, b"kernels ")
+lorgnette.cli.main = lambda: os.write(2, b"runs")
+sys.stdin = {stdin}
 lorgnette.__main__.main()
 """
-    for words, output in ((["train"], "compiles\nruns\n"), (["--help"], "runs\n"), ([], "runs\n")):
-        done = run_python("-c", code, *words, cwd=tmp_path)
-        assert (done.returncode, done.stdout, done.stderr) == (0, output, "")
+    cases = [
+        (["train", "demo"], "modules kernels runs"), (["check"], "modules runs"), (["train", "--help"], "runs"),
+        (["--help"], "runs"), ([], "runs"),
+    ]  # fmt: skip
+    for words, output in cases:
+        assert run_python("-c", code.format(stdin="sys.stdin"), *words, cwd=tmp_path).stderr == output
+    assert run_python("-c", code.format(stdin="None"), "train", cwd=tmp_path).stderr == "modules runs"
 
 
 _ENDS = """

@@ -30,10 +30,7 @@ def main() -> None:
         note_command_start()
         set_missing_home()
         keep_bytecode()
-        if sys.argv[1:] and not sys.argv[1].startswith("-"):  # --help imports little
-            from lorgnette.io.compile_modules import start_compiling_modules
-
-            start_compiling_modules()
+        _start_processes(sys.argv[1:])
         from lorgnette.cli import main as run_command
 
         run_command()
@@ -44,6 +41,20 @@ def main() -> None:
         raise
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _start_processes(words: list[str]) -> None:
+    """Start the processes that compile what this command would wait for. words: of the command line."""
+    if not words or words[0].startswith("-") or "--help" in words:
+        return
+    from lorgnette.io.compile_modules import start_compiling_modules
+
+    start_compiling_modules()
+    # Where one is closed, a pipe to the process would get its number.
+    if words[0] == "train" and None not in (sys.stdin, sys.stdout, sys.stderr):
+        from lorgnette.kernels import compile_ahead
+
+        compile_ahead.start("auto", "auto")  # before the settings are read; `train` stops it if they want none
 
 
 def _skip_teardown() -> None:

@@ -20,7 +20,6 @@ import lorgnette
 from lorgnette.errors import LorgnetteError
 from lorgnette.grammar import Commands, Request, complete_recipes, complete_words, parse_teach_words, parse_words
 from lorgnette.io.standard_streams import guard_standard_streams
-from lorgnette.kernels import compile_ahead
 from lorgnette.planning.gpus import GPU_NAMES
 from lorgnette.report.console import Terminal, is_silent_rank, print_result
 from lorgnette.startup import check_system, let_threads_sleep, start_loading_torch
@@ -248,7 +247,6 @@ def train(
 
         run_demo(overrides=request.settings, gpus=gpus)
         return
-    compile_ahead.start(settings.device, settings.engine)
     start_loading_torch()
     lorgnette.train(settings, name=request.name, gpus=gpus)
 

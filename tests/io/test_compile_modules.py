@@ -106,7 +106,8 @@ def test_what_a_module_imports_is_compiled_as_python_does_it(tree: Path) -> None
         (4, "sys.dont_write_bytecode = True", {}),
         (4, "sys.platform = 'darwin'", {}),
         (4, "", {"LOCAL_RANK": "1"}),
-        (4, "import torch", {}),  # it is compiled now
+        (4, "import torch; del sys.modules['torch']", {}),  # it is compiled now
+        (4, "sys.modules['torch'] = sys", {}),
         (4, "sys.path = []", {}),  # torch is not there
         (4, "import os; os.fork = lambda: open('/nowhere')", {}),  # an OSError
     ],

@@ -120,6 +120,17 @@ def test_stop_ends_what_the_process_has_started(tmp_path: Path, monkeypatch: pyt
         assert time.monotonic() < deadline
 
 
+def test_settings_that_want_no_kernels_end_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(HANGS, tmp_path, monkeypatch)
+    compile_ahead.start("auto", "auto")
+    [compiler] = compile_ahead._compilers
+    compile_ahead.start("cuda", "fast")
+    assert compile_ahead._compilers == [compiler], "it is the one that was started"
+    compile_ahead.start("cpu", "auto")
+    assert not compile_ahead._compilers
+    assert compiler._process.returncode is not None
+
+
 def test_a_thread_that_waits_learns_that_the_command_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     play(HANGS.replace('print("started", flush=True)', ""), tmp_path, monkeypatch)
     compile_ahead.request(REQUEST)

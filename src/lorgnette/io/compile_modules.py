@@ -50,8 +50,7 @@ def start_compiling_modules(modules: Iterable[str] = MODULES) -> None:
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     if sys.platform != "linux" or sys.dont_write_bytecode or num_processes < 1 or not is_first:
         return
-    torch = find_spec("torch")
-    if torch is None or not torch.origin or is_compiled(torch.origin):
+    if "torch" in sys.modules or (torch := find_spec("torch")) is None or not torch.origin or is_compiled(torch.origin):
         return
     with suppress(OSError):  # the limit of processes is reached
         # Its parent ends at once: nobody has to wait for it.
@@ -117,11 +116,11 @@ class ModuleSearch:
 
 def _share_modules(modules: Iterable[str], num_processes: int, command: int) -> None:
     """Find all modules and let processes compile them. command: the process that needs them."""
-    import socket
-
     empty = os.open(os.devnull, os.O_RDWR)
     for number in range(3):  # who reads what the command writes need not wait for this process
         os.dup2(empty, number)
+    import socket
+
     own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # any of them takes the next message
     for _ in range(num_processes):
         _fork(_compile_modules, own, other)

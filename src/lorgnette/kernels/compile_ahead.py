@@ -111,9 +111,11 @@ def is_wanted(device: str, engine: str) -> bool:
 
 
 def start(device: str, engine: str) -> None:
-    """Start a process before it is known what to compile, if this GPU has compiled nothing yet. device, engine:
-    settings."""
-    if not _compilers and is_wanted(device, engine) and not any(_list_markers()):
+    """Start a process before it is known what to compile, if this GPU has compiled nothing yet; end one that is not
+    wanted. device, engine: settings."""
+    if not is_wanted(device, engine):
+        stop()
+    elif not _compilers and not any(_list_markers()):
         _start_process()
 
 
