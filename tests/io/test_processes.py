@@ -15,7 +15,6 @@ import pytest
 
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io import cores, processes
-from lorgnette.io.cores import count_cores
 from lorgnette.io.processes import count_processes, map_in_processes
 
 
@@ -171,13 +170,6 @@ def test_only_a_plain_process_starts_others(monkeypatch: pytest.MonkeyPatch, tmp
     assert count_processes() == 6
     quota.write_text("250000 100000\n")
     assert count_processes() == 2
-    assert count_cores() == 2
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(40)))
-    quota.write_text("max 100000\n")
-    assert [count_cores(n) for n in (1, 2, 4, 64)] == [16, 16, 10, 1], "ranks share the cores, not the most for one"
-    quota.write_text("2400000 100000\n")
-    assert [count_cores(n) for n in (1, 2, 4)] == [16, 12, 6]
-    quota.write_text("250000 100000\n")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert count_processes() == 1
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
