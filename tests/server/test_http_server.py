@@ -6,6 +6,7 @@ import json
 import resource
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing
 from typing import Any
@@ -37,6 +38,38 @@ class Endless:
             self.has_begun.set()
             await asyncio.sleep(0.01)
         await send({"type": "http.response.body", "body": b"stopped"})
+
+
+class Torrent:
+    """An app whose answer is larger than any buffer. It ends when the client has gone."""
+
+    def __init__(self) -> None:
+        self.has_begun, self.has_ended = threading.Event(), threading.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/small":
+            await send_start(send)
+            return await send({"type": "http.response.body", "body": b"here"})
+        while (await receive()).get("more_body"):
+            pass
+        gone = asyncio.ensure_future(receive())
+        await send_start(send)
+        self.has_begun.set()
+        while not gone.done():
+            await send({"type": "http.response.body", "body": bytes(2**20), "more_body": True})
+            await asyncio.sleep(0)  # to a client that has gone, nothing is waited for
+        self.has_ended.set()
+        return None
+
+
+def list_connections(server: HttpServer) -> list[Any]:
+    return list(server._server.server_state.connections)
+
+
+def ask_without_reading(port: socket.socket) -> socket.socket:
+    connection = socket.create_connection(port.getsockname(), timeout=10)
+    connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    return connection
 
 
 @pytest.fixture
@@ -192,6 +225,58 @@ def test_connections_without_a_request_make_way_for_new_ones(monkeypatch: pytest
             assert each.recv(1000).startswith(b"HTTP/1.1 200")
     for each in (*slow, *silent, kept, head, body, late):
         each.close()
+
+
+@pytest.mark.parametrize("is_closed_first", [True, False])
+def test_a_client_that_does_not_read_its_answer_is_left(is_closed_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while, or as soon as there are too many connections."""
+    monkeypatch.setattr(http_server, "_READ_SECONDS", 0.2 if is_closed_first else 60)
+    monkeypatch.setattr(http_server, "_MAX_CONNECTIONS", 2 if is_closed_first else 1)
+    app, port = Torrent(), open_port("127.0.0.1", 0)
+    with HttpServer(app, port) as server, ask_without_reading(port):
+        assert app.has_begun.wait(10)
+        while not is_closed_first and not any(each.flow.write_paused for each in list_connections(server)):
+            time.sleep(0.01)
+        assert not is_closed_first or app.has_ended.wait(10)
+        with closing(http.client.HTTPConnection(*port.getsockname(), timeout=10)) as connection:
+            connection.request("GET", "/small")
+            assert connection.getresponse().read() == b"here"
+        assert app.has_ended.wait(10)
+
+
+def test_a_client_that_reads_slowly_has_its_whole_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "_READ_SECONDS", 0.3)
+    num_bytes = 2**24
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send_start(send)
+        await send({"type": "http.response.body", "body": bytes(num_bytes)})
+
+    port = open_port("127.0.0.1", 0)
+    with HttpServer(app, port), closing(http.client.HTTPConnection(*port.getsockname(), timeout=10)) as connection:
+        connection.request("GET", "/")
+        answer, received = connection.getresponse(), 0
+        while part := answer.read(2**21):
+            received += len(part)
+            time.sleep(0.1)
+        assert received == num_bytes
+
+
+def test_clients_that_hold_their_connections_do_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One does not read, and one does not end its request: no traceback is printed for them."""
+    monkeypatch.setattr(http_server, "_STOP_SECONDS", 0.5)
+    app, port = Torrent(), open_port("127.0.0.1", 0)
+    server = HttpServer(app, port)
+    server.start()
+    with ask_without_reading(port), socket.create_connection(port.getsockname(), timeout=10) as upload:
+        upload.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc")
+        assert app.has_begun.wait(10)
+        server.stop()
+        assert app.has_ended.is_set()
+        assert is_closed(upload)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(("num_files", "expected"), [(256, 128), (1_000_000, 1000), (resource.RLIM_INFINITY, 1000)])

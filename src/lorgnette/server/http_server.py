@@ -1,12 +1,12 @@
 """The HTTP server: its port, its thread, and its end. What it answers is the ASGI app's matter."""
 
+import asyncio
 import atexit
 import errno
 import resource
 import socket
 import threading
 import time
-from asyncio import Transport
 from collections.abc import Callable
 from itertools import count
 from typing import Any, Self
@@ -26,8 +26,10 @@ _MAX_CONNECTIONS = 1000
 """Open connections. Fewer if the process may not open twice as many files."""
 _BACKLOG = 64
 """Connections that wait until they are accepted."""
+_READ_SECONDS = 60
+"""How long a client may read nothing while an answer waits for it."""
 _STOP_SECONDS = 5
-"""How long open answers may take to end with an error."""
+"""How long open answers may take to end with an error. Then their connections are closed."""
 
 
 def open_port(host: str, port: int | None = None) -> socket.socket:
@@ -88,7 +90,7 @@ class HttpServer:
         config = uvicorn.Config(
             app, loop="asyncio", http=_Connection, ws="none", lifespan="off", interface="asgi3", log_config=None,
             log_level="error", access_log=False, proxy_headers=False, server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=_STOP_SECONDS, backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=_STOP_SECONDS + 1, backlog=_BACKLOG,
         )  # fmt: skip
         self._server = _Uvicorn(config, on_stop)
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
@@ -143,15 +145,17 @@ class HttpServer:
 
 
 class _Connection(H11Protocol):
-    """A connection. If there are too many, the one that has sent no whole request for longest is closed for a new one.
+    """A connection. It is closed if its client reads nothing for _READ_SECONDS. If there are too many, the one that has
+    sent no whole request, or read no answer, for longest is closed for a new one.
 
-    Otherwise clients that open connections and send nothing keep everybody else out.
+    Otherwise clients that open connections and do nothing keep everybody else out.
     """
 
     _since = 0.0
-    """When it was opened, or when its last answer ended."""
+    """When it was opened, when its last answer ended, or when its client stopped reading."""
+    _read_timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._since = time.monotonic()
         if len(self.connections) > _limit_connections():
@@ -160,14 +164,45 @@ class _Connection(H11Protocol):
             self.connections.discard(oldest)  # it closes a little later
             oldest.transport.abort()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_read_timer()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._since = time.monotonic()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_read_timer()
+
+    def _watch_reader(self, num_bytes: int | None = None) -> None:
+        """Close the connection if num_bytes were unread _READ_SECONDS ago and are still; else look again later."""
+        unread = self.transport.get_write_buffer_size()
+        if unread == num_bytes:
+            return self.transport.abort()
+        self._read_timer = self.loop.call_later(_READ_SECONDS, self._watch_reader, unread)
+        return None
+
+    def _stop_read_timer(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._since = time.monotonic()
 
     @property
     def _is_silent(self) -> bool:
-        """Whether it has no request, or no whole one. A new connection has none."""
-        return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
+        """Whether it has no request, or no whole one, or an answer that nobody reads. A new connection has none."""
+        return self.cycle is None or self.cycle.response_complete or self.is_uploading or self._read_timer is not None
+
+    @property
+    def is_uploading(self) -> bool:
+        """Whether a part of the request's body has not come yet."""
+        return self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete
 
 
 def _limit_connections() -> int:
@@ -191,7 +226,16 @@ class _Uvicorn(uvicorn.Server):
         for server in self.servers:
             server.close()
         self._on_stop()
+        self._close_connections(lambda connection: connection.is_uploading)
+        timer = asyncio.get_running_loop().call_later(_STOP_SECONDS, self._close_connections)
         await super().shutdown(sockets)
+        timer.cancel()
+
+    def _close_connections(self, is_meant: Callable[[_Connection], bool] = lambda _: True) -> None:
+        """At once. The app hears that the client is gone; uvicorn would cancel it and print a traceback."""
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, _Connection) and is_meant(connection):
+                connection.transport.abort()
 
 
 def _build_address_error(host: str) -> LorgnetteError:
