@@ -122,8 +122,7 @@ def _share_modules(modules: Iterable[str], num_processes: int, command: int) -> 
     import socket
 
     own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # any of them takes the next message
-    for _ in range(num_processes):
-        _fork(_compile_modules, own, other)
+    processes = [_fork(_compile_modules, own, other) for _ in range(num_processes)]
     other.close()
     own.settimeout(_MAX_SECONDS)
     search = ModuleSearch()
@@ -139,6 +138,9 @@ def _share_modules(modules: Iterable[str], num_processes: int, command: int) -> 
         os.kill(command, 0)  # raises an error if it has ended
         # Depth first, as Python imports them.
         found.extendleft(reversed([spec for name in names for spec in search.find_new(name)]))
+    own.close()
+    for process in processes:
+        os.waitpid(process, 0)
 
 
 def _compile_modules(own: "socket", other: "socket") -> None:
