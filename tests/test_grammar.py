@@ -220,6 +220,9 @@ def test_models_have_names(here: Path, typed: str, meant: str) -> None:
     assert rewrite(typed.split(), options, ["named_models"], "serve") == meant.split()
     with pytest.raises(UsageError, match="`lorgnette serve` has no setting epochs · epochs=3"):
         rewrite(["run", "epochs=3"], options, ["named_models"], "serve")
+    for words in ("--temperature 1", "--cats runs/a", "--cats=runs/a"):  # an option names no model
+        with pytest.raises(UsageError, match="`lorgnette serve` has no setting"):
+            rewrite(["run", *words.split()], options, ["named_models"], "serve")
 
 
 def test_a_setting_that_a_command_lacks_is_refused_with_what_it_has(here: Path) -> None:

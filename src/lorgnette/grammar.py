@@ -304,7 +304,7 @@ def rewrite(args: Sequence[str], options: Mapping[str, bool], arguments: Collect
         if key is None:
             result += ["--adapter", arg] if "--adapter" in options and _is_adapter(arg) else [arg]
             continue
-        target = _place_setting(key, value, options, arguments, command)
+        target = _place_setting(key, value, options, arguments, command, is_option=arg.startswith("-"))
         (first if target.is_first else last if target.is_last else result).extend(target.words)
     return [*first, *result, *last]
 
@@ -319,7 +319,7 @@ class _Placed:
 
 
 def _place_setting(
-    key: str, value: str, options: Mapping[str, bool], arguments: Collection[str], command: str
+    key: str, value: str, options: Mapping[str, bool], arguments: Collection[str], command: str, *, is_option: bool
 ) -> _Placed:
     from lorgnette import config
 
@@ -334,7 +334,7 @@ def _place_setting(
             return _Placed([value], is_last=True)
         if setting == "adapter" and any(name in arguments for name in _ADAPTER_ARGUMENTS):
             return _Placed([value], is_first=True)
-    if NAMED_MODELS in arguments and (_exists(value) or not _find_settings(key)):
+    if NAMED_MODELS in arguments and not is_option and (_exists(value) or not _find_settings(key)):
         return _Placed([f"{key}={value}"])
     names = ", ".join(option for option in options if option.startswith("--") and option != "--help")
     raise UsageError(f"`lorgnette {command}` has no setting {key}", where=f"{key}={value}", hint=f"it has {names}")
