@@ -345,9 +345,9 @@ def _build_snapshot(
     checkpoint, processor = setup.data.checkpoint, setup.data.processor
 
     def snapshot() -> Callable[[Path], None]:
-        wait_for_copy = setup.start_copy() if world.is_main else dict
         record = partial(record_sample, setup.engine, sample, processor, metadata.prompt)
         recorded = run_on_main_rank(world, setup.engine.shards, record)
+        wait_for_copy = setup.start_copy() if world.is_main else dict  # last: the record would wait for it
         described = metadata.model_copy(update={"step": trainer.step})
 
         def write(folder: Path) -> None:
