@@ -10,6 +10,7 @@ from lorgnette.features.decode_pool import split_into_groups
 from lorgnette.features.image_features import Features
 from lorgnette.features.pipeline import FeaturePipeline
 from lorgnette.report.console import ProgressCallback, Terminal
+from lorgnette.report.manifest import compute_sha256
 from lorgnette.report.stage_timer import StageTimer
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.feature_order import order_images, select_groups
@@ -43,7 +44,10 @@ class FeatureStage:
 
     def start(self, features: Features) -> None:
         """Start decoding all images."""
-        features.start_decoding(self.grids, self.world, self.data.list_image_digests())
+        if digests := self.data.list_image_digests():
+            extra_paths = [grid.image.path for grid in self.extra_grids]
+            digests |= {path: bytes.fromhex(compute_sha256(path)) for path in extra_paths}
+        features.start_decoding(self.grids, self.world, digests)
 
     def start_pipeline(self, features: Features, step: int) -> FeaturePipeline:
         """Start decoding in the order of the steps; `step` is the first to come."""
