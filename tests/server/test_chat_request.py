@@ -48,6 +48,8 @@ def test_what_is_not_supported_is_refused_by_its_name() -> None:
         "ignore_eos": [True], "lora_path": ["captions"],
         "structured_outputs": [{"json": {}}], "length_penalty": [2], "use_beam_search": [True],
         "chat_template_kwargs": [{"enable_thinking": True}], "chat_template": ["a"], "add_generation_prompt": [False],
+        "grammar": ["root ::= [0-9]"], "regex": ["a+"], "max_new_tokens": [5], "do_sample": [True], "num_beams": [4],
+        "repeat_penalty": [1.3], "enable_thinking": [True],
     }  # fmt: skip
     for name, values in refused.items():
         for value in values:
@@ -61,7 +63,7 @@ def test_what_asks_for_nothing_is_taken() -> None:
         n=1, logprobs=False, top_logprobs=0, tools=[], tool_choice="auto", response_format={"type": "text"},
         logit_bias={}, frequency_penalty=0, presence_penalty=0.0, audio=None, user="a", metadata={"a": "b"}, store=True,
         service_tier="auto", parallel_tool_calls=True, min_pixels=4, chat_template_kwargs={}, stop=None, stream=None,
-        length_penalty=1.0, add_generation_prompt=True,
+        length_penalty=1.0, add_generation_prompt=True, do_sample=False, num_beams=1, regex=None,
     )  # fmt: skip
 
 
@@ -109,5 +111,5 @@ def test_a_body_that_is_no_request(body: bytes) -> None:
 def test_a_request_of_endless_values_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     """32 MiB of small values would hold the event loop for seconds. The longest text passes, also if it is commas."""
     assert parse(messages=[{"role": "user", "content": "," * 2**18}]).messages
-    monkeypatch.setattr(ChatRequest, "model_validate_json", lambda _: pytest.fail("parsed"))
+    monkeypatch.setattr("lorgnette.server.chat_request.from_json", lambda *_, **__: pytest.fail("parsed"))
     assert "more than 300,000 values" in catch_refusal(x=[1] * 300_100).message

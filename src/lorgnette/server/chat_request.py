@@ -27,15 +27,21 @@ _NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "top_k": (-1, 0), "min_p": (0,), "min_tokens": (0,), "bad_words": ([],), "ignore_eos": (False,), "echo": (False,),
     "stop_token_ids": ([],), "include_stop_str_in_output": (False,), "continue_final_message": (False,),
     "structured_outputs": (), "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (),
+    "grammar": (), "json_schema": (), "regex": (), "ebnf": (), "structural_tag": (),
+    "max_new_tokens": (), "max_length": (), "n_predict": (), "do_sample": (False,), "num_beams": (1,),
+    "num_return_sequences": (1,), "no_repeat_ngram_size": (0,), "repeat_penalty": (1,), "mirostat": (0,),
+    "enable_thinking": (False,),
     "lora_path": (), "length_penalty": (1,), "use_beam_search": (False,), "typical_p": (1,), "allowed_token_ids": (),
     "truncate_prompt_tokens": (), "add_generation_prompt": (True,), "chat_template": (), "documents": (),
     "chat_template_kwargs": ({}, {"enable_thinking": False}), "mm_processor_kwargs": ({},),
 }  # fmt: skip
-"""Keys that are not supported → the values beside null that ask for nothing."""
+"""Keys of servers and of `generate` that are not supported → the values beside null that ask for nothing."""
 _HINTS = {
     "n": "send the request n times, with other seeds",
     "response_format": "only text is supported",
     "tools": "the model calls no tools",
+    **dict.fromkeys(("max_new_tokens", "max_length", "n_predict"), "write max_tokens"),
+    "do_sample": "write a temperature",
 }
 _UNION_BRANCHES = frozenset({"str", "list[ContentPart]", "ImageUrl", "list[str]"})
 """pydantic's names for the branches of a union, in the place of an error."""
