@@ -50,7 +50,9 @@ def build_app(models: ModelSet, scheduler: Scheduler, encoder: PromptEncoder, se
         Route("/metrics", get_metrics),
         *build_page_routes(models, has_api_key=bool(settings.api_key)),
     ]
-    return Guard(Starlette(routes=routes, exception_handlers=_HANDLERS), settings)
+    app = Starlette(routes=routes, exception_handlers=_HANDLERS)
+    app.router.redirect_slashes = False  # behind a proxy with HTTPS it would send the key to an address without
+    return Guard(app, settings)
 
 
 def describe_model(model: ServedModel, created: int, max_tokens: int) -> dict[str, Any]:
