@@ -4,11 +4,11 @@ A file's name is the SHA-256 of its bytes: nothing that a client says becomes a 
 there already. Only the header is read here. The folder is bounded: the images used longest ago leave.
 """
 
+import fcntl
 import hashlib
 import os
 import re
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -135,11 +135,7 @@ class UploadStore:
 
 def _try_lock(folder: Path) -> int | None:
     """A descriptor that keeps the folder locked until it is closed or the process ends. None if another process has the
-    lock, or where there are none."""
-    if sys.platform == "win32":
-        return None
-    import fcntl
-
+    lock."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
