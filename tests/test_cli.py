@@ -356,12 +356,13 @@ from lorgnette.io import compile_modules
 from lorgnette.kernels import compile_ahead
 compile_modules.start_compiling_modules = lambda: os.write(2, b"modules ")
 compile_ahead.start = lambda *settings: os.write(2, b"kernels ")
+compile_ahead.stop = lambda: os.write(2, b" ends")
 lorgnette.cli.main = lambda: os.write(2, b"runs")
 sys.stdin = {stdin}
 lorgnette.__main__.main()
 """
     cases = [
-        (["train", "demo"], "modules kernels runs"), (["check"], "modules runs"), (["train", "--help"], "runs"),
+        (["train", "demo"], "modules kernels runs ends"), (["check"], "modules runs"), (["train", "--help"], "runs"),
         (["--help"], "runs"), ([], "runs"),
     ]  # fmt: skip
     for words, output in cases:

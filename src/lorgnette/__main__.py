@@ -55,6 +55,7 @@ def _start_processes(words: list[str]) -> None:
         from lorgnette.kernels import compile_ahead
 
         compile_ahead.start("auto", "auto")  # before the settings are read; `train` stops it if they want none
+        atexit.register(compile_ahead.stop)  # after an error in the words
 
 
 def _skip_teardown() -> None:
