@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorgnette.config import ProcessorSettings
 from lorgnette.data import read_image_size
@@ -477,6 +478,18 @@ def test_images_are_decoded_once_if_started_early(
     assert torch.equal(early.gather(grids), expected.gather(grids))
 
 
+class CallCounter(TorchDispatchMode):
+    """Counts the calls to torch inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
 STORED_GRIDS = [ImageGrid(Image(Path(f"{i}.png")), 1, 2 * (i + 1), 2, 2) for i in range(3)]
 
 
@@ -544,6 +557,23 @@ def test_features_read_in_blocks_are_those_of_the_disk(
     whole = [i for i in reversed(wanted) if grids[i] not in found]
     assert torch.equal(storage.gather([grids[i] for i in whole]), torch.cat([rows[i] for i in whole]))
     assert not any(grid in storage for grid in found)
+    cache.close()
+
+
+def test_the_number_of_images_does_not_change_the_number_of_calls(tmp_path: Path) -> None:
+    """Each call to torch may lose Python's lock to another thread. These images are neighbors in the file."""
+    grids = [ImageGrid(Image(Path(f"{i}.png")), 1, 2, 2, 2) for i in range(90)]
+    cache = open_cache(tmp_path)
+    cache.append({bytes([i] * 32): torch.full((1, WIDTH), float(i)) for i in range(90)})
+    cache.refresh()
+    counts = []
+    for count in (3, 90):
+        places = {grids[i]: cache.locate(bytes([i] * 32)) for i in range(count)}
+        storage = FeatureStorage(CPU, torch.float32, 1 << 20)
+        with CallCounter() as counter:
+            storage.add_stored(places)
+        counts.append(counter.count)
+    assert counts[0] == counts[1] > 0
     cache.close()
 
 
