@@ -123,6 +123,9 @@ class FakeScheduler:
         finally:
             self._num_expected -= 1
 
+    def count_refusal(self) -> None:
+        self.outcomes.append("refused")
+
     def submit(self, row: DecodeRow, pixels: Mapping[Any, Any]) -> TokenStream:
         assert self._num_expected
         self.rows.append(row)

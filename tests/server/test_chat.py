@@ -19,6 +19,7 @@ import pytest
 from served_app import FAKE_ANSWERS, FakeModels, FakeScheduler, Served, start_server
 
 from lorgnette.server import chat
+from lorgnette.server.prompts import PromptEncoder, TooManyPromptsError
 from lorgnette.server.scheduler import GenerationError, TokenStream
 
 BASE, TUNED = FAKE_ANSWERS[None], FAKE_ANSWERS[0]
@@ -259,6 +260,17 @@ def test_a_full_queue_is_asked_again(
     with pytest.raises(openai.RateLimitError) as caught:
         patient.chat.completions.create(model="captions", messages=ASK)
     assert (caught.value.code, caught.value.type) == ("queue_full", "rate_limit_error")
+
+
+def test_too_many_prompts_are_refused_and_counted(fake_server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object) -> None:
+        raise TooManyPromptsError("too many requests and images wait already")
+
+    monkeypatch.setattr(PromptEncoder, "encode", refuse)
+    answer = post(fake_server)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
+    assert answer.headers["retry-after"] == "1"
+    assert fake_server.scheduler.outcomes == ["refused"]
 
 
 def test_refusals_are_the_exceptions_of_the_package(client: openai.OpenAI, fake_server: Served) -> None:

@@ -117,6 +117,8 @@ class ChatEndpoint:
                     raise _build_room_error(len(prompt.input_ids), sampling.max_new_tokens, self._scheduler.max_tokens)
                 tokens = self._scheduler.submit(DecodeRow(prompt, model.adapter, sampling), pixels)
         except (QueueFullError, TooManyPromptsError) as error:
+            if isinstance(error, TooManyPromptsError):
+                self._scheduler.count_refusal()  # as the scheduler counts its own
             raise ApiError(
                 429, str(error), type="rate_limit_error", code="queue_full", headers=RETRY_HEADERS
             ) from error

@@ -236,7 +236,7 @@ class Scheduler:
             if self.state != "ready":
                 raise self._explain_state()
             if len(self._waiting) >= self._max_waiting:
-                self._stats.outcomes["refused"] += 1
+                self.count_refusal()
                 raise QueueFullError(f"{self._max_waiting} requests wait already")
             self._waiting.append(request)
             self._condition.notify_all()
@@ -244,6 +244,11 @@ class Scheduler:
             self._watched.add(request.loop)
             self._watch(request.loop)
         return request.stream
+
+    def count_refusal(self) -> None:
+        """Count a request that was refused because too many wait."""
+        with self._condition:
+            self._stats.outcomes["refused"] += 1
 
     def stats(self) -> SchedulerStats:
         """The numbers since the start. They go on counting."""

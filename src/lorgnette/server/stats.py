@@ -31,7 +31,7 @@ class Histogram:
 @dataclass
 class SchedulerStats:
     """waiting, running: requests now. outcomes: requests that have ended, by outcome: stop, length, cancelled, error;
-    refused: the queue was full. first_token: seconds from the request to its first token; token: between two tokens
+    refused: too many waited. first_token: seconds from the request to its first token; token: between two tokens
     of a request. feature_bytes: image features that are kept."""
 
     waiting: int = 0
