@@ -13,6 +13,7 @@ Of a weight that is cut by rows each rank reads its rows alone: the ranks of a m
 """
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -42,6 +43,8 @@ from lorgnette.models.quantization import STATE
 _DTYPES = {"U8": torch.uint8, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 READ_BYTES = PINNED_PIECE_BYTES
 """Bytes per read, and per staging buffer (two per reader)."""
+_ITEM_BYTES = 8
+"""Of the largest dtype."""
 _MAX_GAP_BYTES = 2**18
 """A smaller gap between two weights is read along with them."""
 
@@ -242,7 +245,7 @@ def _split_into_chunks(entry: StoredTensor, destination: Target) -> Iterator[_Ch
     row_bytes = (entry.end - entry.start) // len(destination)
     step = max(1, READ_BYTES // (row_bytes * unit)) * unit
     for row in range(0, len(destination), step):
-        rows = destination[row : row + step]
+        rows = destination[row : row + step] if step < len(destination) else destination
         start = entry.start + row * row_bytes
         yield _Chunk(entry, rows, start, start + len(rows) * row_bytes)
 
@@ -282,7 +285,8 @@ def _upload(pairs: list[tuple[StoredTensor, Target]], checkpoint: BaseCheckpoint
 def _upload_share(share: list[list[_Chunk]], ready: torch.cuda.Event, checkpoint: BaseCheckpoint) -> torch.cuda.Event:
     """One thread's share. The returned event is complete when the last byte is on the device."""
     size = max(read[-1].end - read[0].start for read in share)
-    buffers = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+    buffers = [torch.empty(-(-size // _ITEM_BYTES) * _ITEM_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+    views = [_view_buffer(buffer, share) for buffer in buffers]
     uploaded = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
     stream = torch.cuda.Stream(share[0][0].destination.device)  # type: ignore[no-untyped-call]
     stream.wait_event(ready)  # earlier kernels may still use the destinations' memory
@@ -292,22 +296,40 @@ def _upload_share(share: list[list[_Chunk]], ready: torch.cuda.Event, checkpoint
             uploaded[i % 2].synchronize()
             _fill_buffer(buffers[i % 2], read, checkpoint)
             for chunk in read:
-                _copy_chunk(chunk, buffers[i % 2][chunk.start - read[0].start : chunk.end - read[0].start])
+                _copy_chunk(chunk, _view_chunk(chunk, read[0].start, views[i % 2]))
             uploaded[i % 2].record(stream)
     done: torch.cuda.Event = stream.record_event()
     return done
 
 
 def _fill_buffer(buffer: Tensor, read: list[_Chunk], checkpoint: BaseCheckpoint) -> None:
-    size = read[-1].end - read[0].start
-    with open(read[0].stored.path, "rb") as file:
-        file.seek(read[0].start)
-        if file.readinto(memoryview(buffer.numpy())[:size]) < size:  # type: ignore[arg-type]
-            raise _build_read_error("the file became shorter while it was read", checkpoint)
+    """In as few calls as possible: each may lose Python's lock, for which the thread that loads kernels then waits."""
+    start, done, out = read[0].start, 0, buffer.numpy()[: read[-1].end - read[0].start]
+    descriptor = os.open(read[0].stored.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while done < len(out):
+            count = os.preadv(descriptor, [out[done:].data], start + done)
+            if count == 0:
+                raise _build_read_error("the file became shorter while it was read", checkpoint)
+            done += count
+    finally:
+        os.close(descriptor)
 
 
-def _copy_chunk(chunk: _Chunk, staged: Tensor) -> None:
-    source = staged.view(chunk.stored.dtype).view(chunk.destination.shape)
+def _view_buffer(buffer: Tensor, reads: Iterable[list[_Chunk]]) -> dict[torch.dtype, Tensor]:
+    """A buffer of whole _ITEM_BYTES as each dtype of these reads."""
+    return {dtype: buffer.view(dtype) for dtype in {chunk.stored.dtype for read in reads for chunk in read}}
+
+
+def _view_chunk(chunk: _Chunk, start: int, views: Mapping[torch.dtype, Tensor]) -> Tensor:
+    """The chunk's values in a buffer that was filled from `start` of the file on. views: as of `_view_buffer`."""
+    shape, buffer = tuple(chunk.destination.shape), views[chunk.stored.dtype]
+    assert math.prod(shape) * buffer.itemsize == chunk.end - chunk.start
+    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    return buffer.as_strided(shape, strides, (chunk.start - start) // buffer.itemsize)
+
+
+def _copy_chunk(chunk: _Chunk, source: Tensor) -> None:
     if isinstance(chunk.destination, RowsToQuantize):
         chunk.destination.copy_(source)
     elif chunk.destination.dtype == source.dtype and chunk.destination.is_contiguous():
