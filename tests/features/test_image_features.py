@@ -533,8 +533,9 @@ def test_features_left_on_disk_are_read_when_gathered(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("block_bytes", [1, 4000, 1 << 24])
 @pytest.mark.parametrize("share_bytes", [0, 3000, 1 << 20])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
 def test_features_read_in_blocks_are_those_of_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int, share_bytes: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int, share_bytes: int, device: str
 ) -> None:
     """In any order, in and beside the device's share; without those that are damaged."""
     monkeypatch.setattr(image_features, "_BLOCK_BYTES", block_bytes)
@@ -550,12 +551,12 @@ def test_features_read_in_blocks_are_those_of_the_disk(
         for i in set(damaged) & set(wanted):
             file.seek(places[grids[i]].offset + 5)
             file.write(b"?")
-    storage, progress = FeatureStorage(CPU, torch.float32, share_bytes), list[int]()
+    storage, progress = FeatureStorage(torch.device(device), torch.float32, share_bytes), list[int]()
     found = storage.add_stored(places, on_progress=progress.append)
     assert sorted(found, key=grids.index) == sorted((grids[i] for i in set(damaged) & set(wanted)), key=grids.index)
     assert sum(progress) == len(wanted) - len(found)
     whole = [i for i in reversed(wanted) if grids[i] not in found]
-    assert torch.equal(storage.gather([grids[i] for i in whole]), torch.cat([rows[i] for i in whole]))
+    assert torch.equal(storage.gather([grids[i] for i in whole]).cpu(), torch.cat([rows[i] for i in whole]))
     assert not any(grid in storage for grid in found)
     cache.close()
 
