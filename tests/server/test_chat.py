@@ -3,12 +3,14 @@
 import asyncio
 import base64
 import contextlib
+import gc
 import io
 import json
 import shutil
 import socket
 import subprocess
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -263,11 +265,20 @@ def test_a_full_queue_is_asked_again(
 
 
 def test_too_many_prompts_are_refused_and_counted(fake_server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def refuse(*_: object) -> None:
+    """Their images leave the memory without a run of the garbage collector, which an idle server hardly has."""
+    seen: list[weakref.ref[Any]] = []
+
+    async def refuse(_: object, model: object, messages: list[Any]) -> None:
+        seen.append(weakref.ref(messages[0]))
         raise TooManyPromptsError("too many requests and images wait already")
 
     monkeypatch.setattr(PromptEncoder, "encode", refuse)
-    answer = post(fake_server)
+    gc.disable()
+    try:
+        answer = post(fake_server)
+        wait_until(lambda: seen[0]() is None)
+    finally:
+        gc.enable()
     assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
     assert answer.headers["retry-after"] == "1"
     assert fake_server.scheduler.outcomes == ["refused"]

@@ -225,6 +225,7 @@ async def run_for_client(http: Request, work: Coroutine[Any, Any, T]) -> T:
     finally:
         task.cancel()
         gone.cancel()
+        del task, gone  # an error's traceback holds this frame: with its task it would keep the request's images
 
 
 async def _wait_until_gone(http: Request) -> None:
