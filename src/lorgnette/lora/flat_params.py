@@ -8,7 +8,7 @@ Each factor is a view into the vector under its PEFT name, so a saved adapter is
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from itertools import accumulate, cycle, groupby
+from itertools import accumulate, chain, cycle, groupby
 
 import torch
 from torch import Tensor, nn
@@ -185,8 +185,13 @@ def group_factors(shape: AdapterShape, max_length: int) -> list[dict[str, tuple[
 
 
 def _split_into_views(shape: AdapterShape, flat: Tensor) -> dict[str, Tensor]:
-    views, start = {}, 0
-    for name, size in shape.factor_shapes().items():
-        views[name] = flat[start : start + math.prod(size)].view(size)
-        start += math.prod(size)
-    return views
+    """The factors by name, in the order of the vector. One is cut for all layers together, in few calls to torch."""
+    sizes, num_layers = shape.factor_shapes(), shape.text.num_layers
+    names = list(sizes)
+    of_layer = names[: len(names) // num_layers]
+    layers, columns, start = flat.view(num_layers, len(flat) // num_layers), list[Sequence[Tensor]](), 0
+    for name in of_layer:
+        length = math.prod(sizes[name])
+        columns.append(layers[:, start : start + length].view(num_layers, *sizes[name]).unbind())
+        start += length
+    return dict(zip(names, chain.from_iterable(zip(*columns, strict=True)), strict=True))
