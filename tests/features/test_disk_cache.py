@@ -343,18 +343,23 @@ def test_combined_checksums_equal_zlibs(length: int) -> None:
     assert combine_crc32(zlib.crc32(first), zlib.crc32(second), length + 1) != combined
 
 
+@pytest.mark.parametrize(
+    "order", [[0, 1, 2, 5, 4, 7, 8, 8], [10, 0, 5, 10, 10, 5, 0, 5]], ids=["many sizes", "one size"]
+)
 def test_features_read_together_are_checked_one_by_one_where_they_are_damaged(
-    open_cache: Callable[..., FeatureDiskCache],
+    open_cache: Callable[..., FeatureDiskCache], monkeypatch: pytest.MonkeyPatch, order: list[int]
 ) -> None:
-    cache = open_cache()
-    cache.append({key(i): rows(i) for i in range(9)})
+    cache, lengths = open_cache(), list[int]()
+    cache.append({key(i): rows(i) for i in range(11)})
     cache.refresh()
-    order = [0, 1, 2, 5, 4, 7, 8, 8]
     places = [place for i in order if (place := cache.locate(key(i)))]
     content = np.zeros(sum(place.num_bytes for place in places), np.uint8)
     read_together(places, content)
     assert torch.equal(torch.from_numpy(content).view(torch.bfloat16).view(-1, WIDTH), torch.cat([*map(rows, order)]))
+    crc32 = zlib.crc32
+    monkeypatch.setattr(zlib, "crc32", lambda data: lengths.append(len(data)) or crc32(data))
     assert find_damaged(places, content) == []
+    assert lengths == ([content.size] if order[0] == 10 else [place.num_bytes for place in places])
     starts = np.cumsum([0, *(place.num_bytes for place in places)])
     for number, byte in ((0, starts[0]), (2, starts[3] - 1), (7, starts[7])):
         damaged = content.copy()

@@ -312,20 +312,25 @@ def read_together(places: Sequence[StoredFeatures], out: UInt8[np.ndarray, " B"]
 def find_damaged(places: Sequence[StoredFeatures], content: UInt8[np.ndarray, " B"]) -> list[int]:
     """Which of these features do not have their checksum. content: as `read_together` fills it.
 
-    All of it is looked at in one call, because each call that leaves Python's lock may wait long to have it back.
+    Features of one size are looked at in one call, because each call that leaves Python's lock may wait long to have it
+    back. With many sizes `combine_crc32` would take longer than that.
     """
-    crc = 0
-    for place in places:
-        crc = combine_crc32(crc, place.crc, place.num_bytes)
-    if zlib.crc32(content.data) == crc:
-        return []
+    if len({place.num_rows for place in places}) == 1:
+        crc = 0
+        for place in places:
+            crc = combine_crc32(crc, place.crc, place.num_bytes)
+        if zlib.crc32(content.data) == crc:
+            return []
     ends = accumulate(place.num_bytes for place in places)
     parts = (content[end - place.num_bytes : end] for place, end in zip(places, ends, strict=True))
     return [i for i, (place, part) in enumerate(zip(places, parts, strict=True)) if zlib.crc32(part.data) != place.crc]
 
 
 def combine_crc32(first: int, second: int, num_bytes: int) -> int:
-    """The crc32 of two pieces of data, one after the other, from theirs. num_bytes: of the second."""
+    """The crc32 of two pieces of data, one after the other, from theirs. num_bytes: of the second.
+
+    Takes 2 µs, and 2 ms the first time for each num_bytes.
+    """
     combined = second
     for bit, column in enumerate(_shift_crc32(num_bytes)):
         if first >> bit & 1:
@@ -333,7 +338,7 @@ def combine_crc32(first: int, second: int, num_bytes: int) -> int:
     return combined
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=64)
 def _shift_crc32(num_bytes: int) -> tuple[int, ...]:
     """What `num_bytes` zeros do to a checksum, a linear map over GF(2): the checksum that each of its 32 bits becomes.
 
