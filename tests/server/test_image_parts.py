@@ -39,6 +39,7 @@ HOSTILE: dict[str, tuple[str, Callable[[int], bytes]]] = {
     "EXIF that grows": ("jpeg", lambda n: JPEG[:2] + b"\xff\xe1\0\x08Exif\0\0" * n + JPEG[2:]),
     "restarts in the header": ("jpeg", lambda n: JPEG[:2] + b"\xff\xd0" * n + JPEG[2:]),
     "fill bytes": ("jpeg", lambda n: JPEG[:2] + b"\xff" * n + JPEG[2:]),
+    "fill bytes and no end": ("jpeg", lambda n: JPEG[:2] + b"\xff" * n),
     "junk": ("jpeg", lambda n: JPEG[:2] + b"a" * n + JPEG[2:]),
     "junk and no end": ("jpeg", lambda n: JPEG[:2] + b"a" * n),
     "segments that begin again": ("jpeg", lambda n: JPEG[:2] + b"\xff\xd8" * n + JPEG[2:]),
@@ -56,6 +57,13 @@ HOSTILE: dict[str, tuple[str, Callable[[int], bytes]]] = {
 def test_files_of_endless_parts_are_found(image_format: str, build: Callable[[int], bytes]) -> None:
     assert has_too_many_parts(build(50_000), image_format)
     assert not has_too_many_parts(build(20), image_format)
+
+
+def test_a_run_of_fill_bytes_is_read_once() -> None:
+    """A search that begins anew at each of them takes hours here, and Python's lock keeps all other threads waiting."""
+    assert has_too_many_parts(JPEG[:2] + b"\xff" * 2_000_000, "jpeg")
+    scans = b"\xff\xda\0\2" * 63
+    assert not has_too_many_parts(JPEG[:2] + scans + b"\xff" * 2_000_000 + b"\xff\xda\0", "jpeg")
 
 
 def test_what_programs_write_passes() -> None:

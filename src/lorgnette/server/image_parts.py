@@ -8,8 +8,9 @@ import re
 
 _MAX_PARTS = {"jpeg": 1_000, "png": 20_000, "gif": 20_000, "bmp": 20_000}
 _MAX_SCANS = 64
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")
-"""In a scan 0xFF is data before a zero, and a restart marker before 0xD0 to 0xD7."""
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
+"""In a scan 0xFF is data before a zero, and a restart marker before 0xD0 to 0xD7. Of a run of 0xFF only the last one
+is matched: a repetition would begin anew at each of them."""
 _EOI, _SOS = 0xD9, 0xDA
 _JPEG_ALONE = (0x01, 0xD8)
 """Markers without a segment."""
