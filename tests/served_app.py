@@ -116,7 +116,7 @@ class FakeScheduler:
             seen.clear()
 
     @contextmanager
-    def expect(self) -> Iterator[None]:
+    def expect_request(self) -> Iterator[None]:
         self._num_expected += 1
         try:
             yield
@@ -156,7 +156,7 @@ class FakeScheduler:
             stream.receive([token_id], None)
         stream.receive([], "length" if len(token_ids) > row.sampling.max_new_tokens else "stop")
 
-    def stats(self) -> SchedulerStats:
+    def read_stats(self) -> SchedulerStats:
         return SchedulerStats()
 
     def close(self) -> None:

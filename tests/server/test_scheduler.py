@@ -135,7 +135,7 @@ def test_answers_end_at_the_end_token_or_the_limit() -> None:
             assert await asyncio.gather(*map(read, streams)) == [[1, 2, 3], [4, 5], [7], [8], []]
             assert [stream.finish_reason for stream in streams] == ["stop", "length", "length", "stop", "stop"]
             assert [stream.num_tokens for stream in streams] == [3, 2, 1, 1, 0]
-            stats = scheduler.stats()
+            stats = scheduler.read_stats()
             assert stats.outcomes == {"stop": 3, "length": 2}
             assert (stats.waiting, stats.running, stats.prompt_tokens, stats.answer_tokens) == (0, 0, 8, 7)
             assert stats.first_token.count == 5
@@ -207,7 +207,7 @@ def test_those_that_wait_join_together_with_those_that_are_read(
     async def scene() -> None:
         batch = StubBatch()
         async with run(batch) as scheduler:
-            with scheduler.expect(), scheduler.expect():
+            with scheduler.expect_request(), scheduler.expect_request():
                 first = scheduler.submit(make_row(1), {})
                 await (wait_until(lambda: bool(batch.joined)) if not seconds else asyncio.sleep(0.05))
                 second = scheduler.submit(make_row(2), {})
@@ -223,9 +223,9 @@ def test_a_request_that_is_read_too_slowly_is_not_waited_for() -> None:
     async def scene() -> None:
         batch = StubBatch()
         async with run(batch) as scheduler:
-            with scheduler.expect():
+            with scheduler.expect_request():
                 assert await read(scheduler.submit(make_row(1), {})) == [1]
-                with pytest.raises(ZeroDivisionError), scheduler.expect():
+                with pytest.raises(ZeroDivisionError), scheduler.expect_request():
                     raise ZeroDivisionError  # it is refused
         assert scheduler._num_expected == 0
 
@@ -238,13 +238,13 @@ def test_a_full_queue_refuses_and_goes_on() -> None:
         batch.gate.clear()
         async with run(batch, max_waiting=2) as scheduler:
             first = scheduler.submit(make_row(1), {})
-            await wait_until(lambda: scheduler.stats().running == 1)
+            await wait_until(lambda: scheduler.read_stats().running == 1)
             waiting = [scheduler.submit(make_row(number), {}) for number in (2, 3)]
             with pytest.raises(QueueFullError):
                 scheduler.submit(make_row(4), {})
             batch.gate.set()
             assert await asyncio.gather(*map(read, [first, *waiting])) == [[1], [2], [3]]
-            assert scheduler.stats().outcomes == {"stop": 3, "refused": 1}
+            assert scheduler.read_stats().outcomes == {"stop": 3, "refused": 1}
 
     play(scene)
 
@@ -255,18 +255,18 @@ def test_a_cancelled_request_frees_its_row_or_its_place() -> None:
         batch.gate.clear()
         async with run(batch) as scheduler:
             first, second, third = (scheduler.submit(make_row(*range(n, n + 9)), {}) for n in (10, 20, 30))
-            await wait_until(lambda: scheduler.stats().running == 1)
+            await wait_until(lambda: scheduler.read_stats().running == 1)
             second.cancel()
-            assert scheduler.stats().waiting == 1  # at once
+            assert scheduler.read_stats().waiting == 1  # at once
             first.cancel("stop")
             batch.gate.set()
             assert await read(third) == list(range(30, 39))
             assert await read(first) == await read(second) == []
             assert first.finish_reason is second.finish_reason is None
-            assert scheduler.stats().outcomes == {"stop": 2, "cancelled": 1}
+            assert scheduler.read_stats().outcomes == {"stop": 2, "cancelled": 1}
             assert len(batch.joined) == 2
             third.cancel()  # after its end
-            assert scheduler.stats().outcomes["cancelled"] == 1
+            assert scheduler.read_stats().outcomes["cancelled"] == 1
 
     play(scene)
 
@@ -284,7 +284,7 @@ def test_a_row_that_does_not_fit_alone_fails_alone() -> None:
         batch.gate.clear()
         async with run(batch) as scheduler:
             first = scheduler.submit(make_row(1), {})
-            await wait_until(lambda: scheduler.stats().running == 1)
+            await wait_until(lambda: scheduler.read_stats().running == 1)
             large, last = scheduler.submit(too_large, {}), scheduler.submit(make_row(2), {})
             batch.gate.set()
             assert await read(first) == [1]
@@ -302,7 +302,7 @@ def test_a_row_that_does_not_fit_alone_fails_alone() -> None:
 
             batch.on_join = refuse_at_first
             assert await read(scheduler.submit(make_row(3), {})) == [3]  # with the memory that was freed
-            assert scheduler.stats().outcomes == {"stop": 3, "error": 1}
+            assert scheduler.read_stats().outcomes == {"stop": 3, "error": 1}
 
     play(scene)
 
@@ -331,7 +331,7 @@ def test_a_request_without_room_whose_client_has_gone_does_not_join_later() -> N
         batch.gate.clear()
         async with run(batch) as scheduler:
             first = scheduler.submit(make_row(1, 2), {})
-            await wait_until(lambda: scheduler.stats().running == 1)
+            await wait_until(lambda: scheduler.read_stats().running == 1)
             second = scheduler.submit(make_row(3), {})
 
             def refuse(rows: Sequence[DecodeRow]) -> None:
@@ -344,8 +344,8 @@ def test_a_request_without_room_whose_client_has_gone_does_not_join_later() -> N
             batch.on_join = lambda rows: None
             assert await read(scheduler.submit(make_row(4), {})) == [4]
             assert [row.prompt.input_ids[0] for rows in batch.joined for row in rows] == [1, 4]
-            assert scheduler.stats().outcomes == {"stop": 2, "cancelled": 1}
-            assert scheduler.stats().waiting == 0
+            assert scheduler.read_stats().outcomes == {"stop": 2, "cancelled": 1}
+            assert scheduler.read_stats().waiting == 0
 
     play(scene)
 
@@ -371,7 +371,7 @@ def test_without_memory_for_a_step_the_newest_waits_and_the_others_go_on() -> No
             batch.on_step = refuse_large_steps(batch, 1)
             batch.gate.set()
             assert await asyncio.gather(*map(read, streams)) == [[*range(1, 30)], [1, 1], [2, 2]]
-            assert scheduler.stats().outcomes == {"stop": 3}
+            assert scheduler.read_stats().outcomes == {"stop": 3}
             order = [int(row.prompt.input_ids[0]) for rows in batch.joined for row in rows]
             assert order == [0, 1, 2, 1, 2, 2]  # nobody is overtaken
 
@@ -396,7 +396,7 @@ def test_without_memory_for_a_step_the_newest_fails_if_it_has_begun() -> None:
                     await read(stream)
                 assert info.value.code == "out_of_memory"
             assert await read(scheduler.submit(make_row(3), {})) == [3]  # who comes later joins
-            assert scheduler.stats().outcomes == {"stop": 2, "error": 2}
+            assert scheduler.read_stats().outcomes == {"stop": 2, "error": 2}
 
     play(scene)
 
@@ -433,7 +433,7 @@ def test_an_exception_of_the_device_ends_all_streams(place: str) -> None:
         async with run(batch, on_lost=told.append) as scheduler:
             with scheduler._condition:  # they join together
                 streams = [scheduler.submit(make_row(number), {}) for number in range(2)]
-            await wait_until(lambda: scheduler.stats().running == 2)
+            await wait_until(lambda: scheduler.read_stats().running == 2)
             streams += [scheduler.submit(make_row(number), {}) for number in range(2)]
             setattr(batch, place, fail(RuntimeError("CUDA error: an illegal memory access\nmore lines")))
             batch.gate.set()
@@ -486,7 +486,7 @@ def test_closing_ends_all_streams() -> None:
         batch.gate.clear()
         async with run(batch) as scheduler:
             streams = [scheduler.submit(make_row(1, 2, 3), {}) for _ in range(3)]
-            await wait_until(lambda: scheduler.stats().running == 1)
+            await wait_until(lambda: scheduler.read_stats().running == 1)
             threading.Timer(0.05, batch.gate.set).start()
             scheduler.close()
             for stream in streams:
@@ -507,7 +507,7 @@ def test_an_answer_s_memory_goes_with_its_reader() -> None:
         async with run(StubBatch()) as scheduler:
             stream = scheduler.submit(make_row(1, 2), {})
             assert await read(stream) == [1, 2]
-            await wait_until(lambda: not scheduler.stats().running)
+            await wait_until(lambda: not scheduler.read_stats().running)
             await read(scheduler.submit(make_row(3), {}))  # the device thread's variables are another's
             kept = weakref.ref(stream)
             del stream
@@ -581,7 +581,7 @@ def test_a_reader_that_is_gone_frees_its_row() -> None:
     async def leave() -> None:
         scheduler.submit(make_row(*range(40)), {})
         scheduler.submit(make_row(*range(40)), {})
-        await wait_until(lambda: scheduler.stats().running == 1)
+        await wait_until(lambda: scheduler.read_stats().running == 1)
 
     play(leave)
     batch.gate.set()
@@ -590,7 +590,7 @@ def test_a_reader_that_is_gone_frees_its_row() -> None:
         assert await read(scheduler.submit(make_row(1), {})) == [1]
 
     play(stay)
-    assert scheduler.stats().outcomes == {"cancelled": 2, "stop": 1}
+    assert scheduler.read_stats().outcomes == {"cancelled": 2, "stop": 1}
     scheduler.close()
 
 
@@ -612,9 +612,9 @@ def test_many_tasks_come_and_go() -> None:
                     assert await read(stream) == answer
 
             await asyncio.gather(*(ask(number) for number in range(1, 61)))
-            await wait_until(lambda: not scheduler.stats().running)
+            await wait_until(lambda: not scheduler.read_stats().running)
             assert not batch.rows
-            assert sum(scheduler.stats().outcomes.values()) == 60
+            assert sum(scheduler.read_stats().outcomes.values()) == 60
 
     play(scene)
 
@@ -674,7 +674,7 @@ def test_answers_of_many_equal_those_generated_alone(
                 await asyncio.sleep(random.random() / 100)
 
         await asyncio.gather(*(ask() for _ in range(5)))
-        assert scheduler.stats().outcomes.total() == len(expected)
+        assert scheduler.read_stats().outcomes.total() == len(expected)
         scheduler.close()
 
     play(scene)

@@ -39,7 +39,7 @@ def build_app(models: ModelSet, scheduler: Scheduler, encoder: PromptEncoder, se
         return JSONResponse({"status": "ok" if state == "ready" else state}, 200 if state == "ready" else 503)
 
     async def get_metrics(_: Request) -> Response:
-        text = metrics.format_metrics(scheduler.stats(), scheduler.state)
+        text = metrics.format_metrics(scheduler.read_stats(), scheduler.state)
         return Response(text, headers={"content-type": metrics.CONTENT_TYPE})
 
     routes = [

@@ -108,7 +108,7 @@ class ChatEndpoint:
 
     async def _start(self, http: Request, request: ChatRequest, model: ServedModel) -> Answer:
         try:
-            with self._scheduler.expect():
+            with self._scheduler.expect_request():
                 prompt, pixels = await run_for_client(http, self._encoder.encode(model, request.messages))
                 room = self._scheduler.max_tokens - len(prompt.input_ids)
                 # The model's own limit asks for nothing that there is no room for.

@@ -47,32 +47,34 @@ _UNION_BRANCHES = frozenset({"str", "list[ContentPart]", "ImageUrl", "list[str]"
 """pydantic's names for the branches of a union, in the place of an error."""
 
 
-class _Loose(BaseModel):
+class _BodyPart(BaseModel):
+    """Keeps keys that it does not know."""
+
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
 
-class ImageUrl(_Loose):
+class ImageUrl(_BodyPart):
     """An image. `detail` and other keys have no effect: the model's own settings say the size."""
 
     url: str
 
 
-class ContentPart(_Loose):
+class ContentPart(_BodyPart):
     type: str
     text: str | None = None
     image_url: ImageUrl | str | None = None
 
 
-class Message(_Loose):
+class Message(_BodyPart):
     role: str
     content: str | Annotated[list[ContentPart], Field(max_length=MAX_MESSAGES)] | None = None
 
 
-class StreamOptions(_Loose):
+class StreamOptions(_BodyPart):
     include_usage: bool | None = None
 
 
-class ChatRequest(_Loose):
+class ChatRequest(_BodyPart):
     """The body of `POST /v1/chat/completions`."""
 
     model: str

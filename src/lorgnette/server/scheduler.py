@@ -213,7 +213,7 @@ class Scheduler:
         return self._remarks
 
     @contextmanager
-    def expect(self) -> Iterator[None]:
+    def expect_request(self) -> Iterator[None]:
         """Read a request inside, and submit it. Those that wait to join may wait for it."""
         with self._condition:
             self._num_expected += 1
@@ -250,7 +250,7 @@ class Scheduler:
         with self._condition:
             self._stats.outcomes["refused"] += 1
 
-    def stats(self) -> SchedulerStats:
+    def read_stats(self) -> SchedulerStats:
         """The numbers since the start. They go on counting."""
         self._stats.waiting, self._stats.running = len(self._waiting), len(self._running)
         self._stats.feature_bytes = self._features.num_bytes
