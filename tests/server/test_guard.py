@@ -435,20 +435,30 @@ def test_a_body_that_does_not_say_its_length_is_counted() -> None:
 
 
 def test_all_bodies_together_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until a request is answered its body lies in memory. The bytes are given back whatever the end."""
+    """Until an answer begins the request's body lies in memory. The bytes are given back whatever the end."""
     monkeypatch.setattr(guard, "MAX_BODIES_BYTES", 100)
     others: list[Answer] = []
 
     async def ask_meanwhile(scope: Any, receive: Any, send: Any) -> None:
+        async def ask_second() -> None:
+            others.append(await asyncio.to_thread(ask, path="/v1/second", app=app, parts=[b"x" * 60]))
+
+        async def send_late(message: Any) -> None:
+            await send(message)
+            if scope["path"] == "/v1/stream" and message["type"] == "http.response.start":
+                await ask_second()
+
         await Request(scope, receive).body()
         if scope["path"] == "/v1/first":
-            others.append(await asyncio.to_thread(ask, path="/v1/second", app=app, parts=[b"x" * 60]))
-        await PlainTextResponse("inside")(scope, receive, send)
+            await ask_second()
+        await PlainTextResponse("inside")(scope, receive, send_late)
 
     app = Guard(ask_meanwhile, OPEN)
     assert ask(app=app, path="/v1/first", parts=[b"x" * 60]).status == 200
     assert (others[0].status, others[0].code, others[0].headers["retry-after"]) == (429, "queue_full", "1")
     assert ask(app=app, path="/v1/second", parts=[b"x" * 60]).status == 200
+    assert ask(app=app, path="/v1/stream", parts=[b"x" * 60]).status == 200
+    assert others[1].status == 200
     assert ask(app=app, path="/v1/second", parts=[b"x" * 60, b"x" * 60]).code == "queue_full"
     assert ask(app=app, path="/v1/second", parts=[b"x" * 100]).status == 200
 

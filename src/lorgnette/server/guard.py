@@ -5,7 +5,7 @@
     page and its files    the token of the start-up line, once; then a cookie
     /v1 and /metrics      the API key, if there is one; or the page's cookie, from the page itself
     body                  JSON or the bytes of an image, MAX_BODY_BYTES at most, counted as it is read; all bodies
-                          together, until they are answered, MAX_BODIES_BYTES
+                          together, until their answers begin, MAX_BODIES_BYTES
 
 Names and origins are compared with constants, never with what the request says of itself. Every answer has the headers
 in _HEADERS, also that of an error.
@@ -16,7 +16,7 @@ import ipaddress
 import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,7 +31,7 @@ from lorgnette.server.api_errors import ApiError
 
 MAX_BODY_BYTES = 32 * 2**20
 MAX_BODIES_BYTES = 2**30
-"""Of all requests that are not answered yet: they lie in memory."""
+"""Of all requests whose answers have not begun: they lie in memory."""
 _PAUSE_SECONDS = 60
 """How long the next part of a body may take."""
 _DISCARD_BYTES, _DISCARD_SECONDS = 8 * MAX_BODY_BYTES, 10
@@ -194,7 +194,8 @@ class Guard:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = _Request(scope, self.settings)
-        answer, body = _Answer(send, request.cors_headers), _Body(receive, self._body_bytes)
+        body = _Body(receive, self._body_bytes)
+        answer = _Answer(send, request.cors_headers, body.release)
         try:
             request.check_host()
             if request.is_preflight:
@@ -350,7 +351,8 @@ class _Body:
     """Counts a body's bytes as they come: a chunked one does not say its length."""
 
     def __init__(self, receive: Receive, total: _ByteCount) -> None:
-        self._receive, self._total, self._num_bytes, self._has_more = receive, total, 0, True
+        self._receive, self._total, self._has_more = receive, total, True
+        self._num_bytes = self._num_held_bytes = 0
 
     async def receive(self) -> Message:
         """The next part. Raises ApiError 413 or 429 for too many bytes, 408 if none comes."""
@@ -364,6 +366,7 @@ class _Body:
         self._has_more = message.get("more_body", False)
         length = len(message.get("body", b""))
         self._num_bytes += length
+        self._num_held_bytes += length
         self._total.value += length
         if self._num_bytes > MAX_BODY_BYTES:
             await self.refuse()
@@ -385,19 +388,21 @@ class _Body:
         raise ApiError(413, message_text, code="request_too_large")
 
     def release(self) -> None:
-        """The request is answered: its body lies in memory no longer."""
-        self._total.value -= self._num_bytes
+        """The answer begins, or the request has ended: its body lies in memory no longer."""
+        self._total.value -= self._num_held_bytes
+        self._num_held_bytes = 0
 
 
 class _Answer:
-    """Adds the headers that every answer has."""
+    """Adds the headers that every answer has. on_start: is called when it begins."""
 
-    def __init__(self, send: Send, headers: Headers) -> None:
-        self._send, self._headers, self.has_started = send, headers, False
+    def __init__(self, send: Send, headers: Headers, on_start: Callable[[], None]) -> None:
+        self._send, self._headers, self._on_start, self.has_started = send, headers, on_start, False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.has_started = True
+            self._on_start()
             own = message.get("headers", [])
             is_kept = any(name.lower() == b"cache-control" for name, _ in own)
             cache = [] if is_kept else [(b"cache-control", b"no-store")]
