@@ -15,8 +15,9 @@ from lorgnette.server.api_errors import ApiError
 MAX_STOPS = 4
 MAX_MESSAGES = 256
 """Of a request, and parts of a message."""
-_MAX_COMMAS = 300_000
-"""Of a body: each value beyond the first has one. More than its texts may have; 32 MiB of values would take seconds."""
+_MAX_VALUES = 300_000
+"""Of a body: its commas and opening brackets, those in texts too. That is more than texts may have; 32 MiB of values
+would take seconds and gigabytes."""
 _MIN_TEMPERATURE = 1e-5
 """Below it the likeliest token is the only one; logits divided by less are infinite."""
 _NO_EFFECT: dict[str, tuple[Any, ...]] = {
@@ -91,8 +92,8 @@ class ChatRequest(_BodyPart):
     @classmethod
     def parse(cls, body: bytes) -> Self:
         """Raises ApiError for what is no request, and for what is not supported."""
-        if body.count(b",") > _MAX_COMMAS:
-            raise ApiError(400, f"the request has more than {_MAX_COMMAS:,} values")
+        if sum(map(body.count, (b",", b"[", b"{"))) > _MAX_VALUES:
+            raise ApiError(400, f"the request has more than {_MAX_VALUES:,} values")
         try:
             # Read before it is checked: in one call pydantic takes several times as long for large images.
             request = cls.model_validate(from_json(body, allow_inf_nan=False))
