@@ -191,8 +191,9 @@ def test_workspaces_stay_while_a_graph_is_alive(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append("cache"))
     clear = "_cuda_clearCublasWorkspaces"
     monkeypatch.setattr(torch._C, clear, lambda: released.append("workspaces"), raising=False)
-    graph = {"__new__": object.__new__, "__init__": object.__init__}
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", type("Graph", (torch.cuda.CUDAGraph,), graph))
+    if not torch.backends.cuda.is_built():  # its graphs refuse to be made
+        graph = {"__new__": object.__new__, "__init__": object.__init__}
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", type("Graph", (torch.cuda.CUDAGraph,), graph))
     first, second = allocate_graph(), allocate_graph()
     del first
     release_workspaces()
