@@ -181,6 +181,23 @@ def test_a_training_that_does_not_start_closes_its_features(runs: Runs, beside: 
     assert error.tb is not None
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_error_behind_the_images_closes_their_features(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    """Here of the engine, while a notebook keeps the error."""
+
+    def fail(device: object) -> None:
+        raise LorgnetteError("the device is lost")
+
+    monkeypatch.setattr("lorgnette.training.setup._synchronize", fail)
+    with pytest.raises(LorgnetteError, match="the device is lost") as error:
+        runs.train("broken", beside=beside)
+    [folder] = list_sets(runs.folder / "cache of broken" / "lorgnette" / "features")
+    assert not is_in_use(folder)
+    assert error.tb is not None
+
+
 def test_the_end_of_a_process_that_decodes_stops_the_run_with_its_steps_saved(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

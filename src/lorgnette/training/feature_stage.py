@@ -65,17 +65,8 @@ class FeatureStage:
         """Encode all images, or with a pipeline the first ones.
 
         Returns the data without the rows whose images cannot be decoded. Raises LorgnetteError if the settings do not
-        skip them. After any error the features are closed.
+        skip them.
         """
-        try:
-            return self._encode_images(features, pipeline)
-        except BaseException:  # in a notebook it would keep processes that decode, and the lock of a set on the disk
-            if pipeline is not None:
-                pipeline.close()
-            features.close()
-            raise
-
-    def _encode_images(self, features: Features, pipeline: FeaturePipeline | None) -> TrainingData:
         num_images = len(self.grids if pipeline is None else self.first_grids) - len(self.extra_grids)
         world, timer = self.world, self.timer
         with (

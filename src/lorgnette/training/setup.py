@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -122,8 +123,28 @@ def build_training(
     if fit.num_shards > 1:
         text = f"each of {fit.num_shards} GPUs holds a part of every layer, and gathers the one that computes"
         terminal.print(f"layers     {text}")
-    if engine == "reference":
-        return _build_reference(settings, stage, device, dtype, resume_from, fit)
+    with ExitStack() as opened:  # closed after an error
+        if engine == "reference":
+            setup = _build_reference(settings, stage, device, dtype, resume_from, fit, opened)
+        else:
+            setup = _build_fast(settings, stage, device, dtype, resume_from, step, fit, fit_memory, opened)
+        opened.pop_all()
+        return setup
+
+
+def _build_fast(
+    settings: Settings,
+    stage: FeatureStage,
+    device: torch.device,
+    dtype: torch.dtype,
+    resume_from: Path | None,
+    step: int,
+    fit: MemoryFit,
+    fit_memory: Callable[[MemoryFit], MemoryFit],
+    opened: ExitStack,
+) -> TrainingSetup:
+    """opened: what the caller closes if this raises an error; in a notebook the error would keep it."""
+    data, sampler, timer, terminal, world = stage.data, stage.sampler, stage.timer, stage.terminal, stage.world
 
     # Pack the first steps: they determine the CUDA graphs to capture.
     prefix_sharing = select_prefix_sharing(settings, "fast")
@@ -136,8 +157,9 @@ def build_training(
     image_processor = data.processor.image_processor
     disk_cache = _open_disk_cache(data.checkpoint, image_processor, device, dtype, world, terminal)
     features = loading.build_features(data.checkpoint, image_processor, device, dtype, disk_cache)
+    opened.callback(features.close)
     _, vision = parse_configs(data.checkpoint.load_hf_config())
-    extra_tokens = sum(grid.num_tokens for grid in extra_grids)
+    extra_tokens = sum(grid.num_tokens for grid in stage.extra_grids)
     features.limit_device_bytes(fit.feature_bytes + extra_tokens * vision.feature_width * dtype.itemsize)
     pool = ThreadPoolExecutor(1, "warm up optimizer")
     optimizer_warmup = pool.submit(warm_up_optimizer, device, dtype, settings.train)
@@ -150,9 +172,13 @@ def build_training(
         fit=fit, first_batches=first_batches, repeats=count_repeats(sampler, num_ahead, world),
         world=world,
     )  # fmt: skip
-    pipeline = stage.start_pipeline(features, step) if fit.keeps_tower else None
-    if pipeline is None:
-        stage.start(features)
+    pipeline = None
+    with timer("order", is_printed=False):
+        if fit.keeps_tower:
+            pipeline = stage.start_pipeline(features, step)
+            opened.callback(pipeline.close)
+        else:
+            stage.start(features)
 
     wait_for_kernels(timer, terminal)
 
@@ -174,7 +200,7 @@ def build_training(
         if decoder.shards is not None:
             decoder.shards.connect()
             decoder.shards.run_empty_pass(backward=False)  # if NCCL gathers: it takes memory with the first gathers
-        refit = fit_memory(loaded=fit)
+        refit = fit_memory(fit)
         if refit.max_tokens < fit.max_tokens:
             first_batches = pack_first(num_ahead, refit.max_tokens)
         fast = pending.build_engine(decoder, refit, first_batches)
@@ -216,7 +242,9 @@ def _build_reference(
     dtype: torch.dtype,
     resume_from: Path | None,
     fit: MemoryFit,
+    opened: ExitStack,
 ) -> TrainingSetup:
+    """opened: as of `_build_fast`."""
     data, timer, world = stage.data, stage.timer, stage.world
     with timer("transformers"):
         from lorgnette.engine import peft_engine
@@ -235,6 +263,7 @@ def _build_reference(
     if world.size > 1 and not is_live and has_known_sizes(hf_config):
         exchange = open_exchange(parse_configs(hf_config)[1].feature_width, tower.dtype, world)
     features = Features(tower, data.processor.image_processor, is_live=is_live, disk_cache=exchange)
+    opened.callback(features.close)
     data = stage.run(features)
     with timer("adapter"):
         _synchronize(device)
