@@ -52,7 +52,8 @@ def run_baseline(checkout: Path, job: Path, work: Path, limit: float) -> Run:
     if module is None:
         return {"failed": f"{checkout} has no bench/run_one.py"}
     command = [sys.executable, "-c", RUN_OLDER, module, OLDER_BENCH[module], str(job), str(own), str(limit)]
-    environment = os.environ | {"PYTHONPATH": f"{checkout / 'src'}:{checkout / 'bench'}"}
+    folders = [str(checkout / "src"), str(checkout / "bench"), os.environ.get("PYTHONPATH")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
     try:
         process.run(command, own / "log.txt", limit + 20, environment=environment)
     except process.FailedError as error:

@@ -233,11 +233,15 @@ def test_adapters_are_compared_with_fp32s(
 
 @pytest.mark.parametrize(("module", "function"), [("run_one", "run_ours"), ("timed", "ours")])
 def test_an_older_version_runs_by_its_own_bench(
-    run_one: ModuleType, tmp_path: Path, module: str, function: str
+    run_one: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str, function: str
 ) -> None:
     (tmp_path / "old" / "bench").mkdir(parents=True)
     assert "has no bench" in run_one.run_baseline(tmp_path / "old", tmp_path, tmp_path / "work", 60)["failed"]
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))  # where those are that are not installed
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "of_packages.py").touch()
     code = (
+        "import of_packages\n"
         f"def {function}(name, job, work, limit): return {{'training_s': limit, 'names': [name, str(job), str(work)]}}"
     )
     (tmp_path / "old" / "bench" / f"{module}.py").write_text(code)
