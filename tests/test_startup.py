@@ -17,7 +17,7 @@ from PIL import Image
 
 import lorgnette
 from lorgnette import startup
-from lorgnette.startup import gc_paused, hide_widget_warning, let_threads_sleep, switch_threads_often
+from lorgnette.startup import gc_paused, hide_widget_warning, let_threads_sleep
 
 WINDOWS = """
 import sys, signal
@@ -373,16 +373,3 @@ lorgnette.cli.main()
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert result.stdout == "PASSIVE False\n", result.stderr
-
-
-def test_threads_switch_often_inside_alone() -> None:
-    interval = sys.getswitchinterval()
-    with switch_threads_often():
-        assert sys.getswitchinterval() < interval / 5
-        with switch_threads_often():
-            pass
-        assert sys.getswitchinterval() < interval / 5
-    assert sys.getswitchinterval() == interval
-    with pytest.raises(ZeroDivisionError), switch_threads_often():
-        _ = 1 / 0
-    assert sys.getswitchinterval() == interval

@@ -35,8 +35,6 @@ EXTENSION_MODULES = (
 )  # fmt: skip
 """Compiled modules that `train` imports before torch, with what they import. The system loads one library at a time:
 the import of another would wait until torch's are loaded."""
-_SWITCH_INTERVAL = 5e-4
-"""Seconds. Switches take a tenth of the time of a thread that computes in Python beside another one."""
 _library_thread: Thread | None = None
 _command_start: float | None = None
 
@@ -175,21 +173,6 @@ def gc_paused() -> Iterator[None]:
             atexit.unregister(gc.unfreeze)
             atexit.register(gc.unfreeze)
         gc.enable()
-
-
-@contextmanager
-def switch_threads_often() -> Iterator[None]:
-    """Let a thread that wants Python's lock have it within 0.5 ms inside, instead of 5.
-
-    A thread that computes in Python keeps the lock for this long, and every call to torch gives it away: the threads
-    that load kernels, weights, features and an adapter wait for it thousands of times.
-    """
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(min(interval, _SWITCH_INTERVAL))
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(interval)
 
 
 def _load_libraries(folder: Path) -> None:

@@ -3,7 +3,6 @@
 import io
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -56,18 +55,6 @@ def take_step(setup: TrainingSetup) -> float:
     Optimizer(setup.engine.parameters, TrainSettings()).step(setup.engine.backward(batch), 1e-2)
     setup.engine.sync_weights()
     return before - setup.engine.compute_loss(batch).item()
-
-
-def test_threads_switch_often_while_a_model_is_built(prepare_run: PrepareRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    select, before, intervals = setup.select_engine, sys.getswitchinterval(), list[float]()
-
-    def record(*arguments: Any, **options: Any) -> Any:
-        intervals.append(sys.getswitchinterval())
-        return select(*arguments, **options)
-
-    monkeypatch.setattr(setup, "select_engine", record)
-    prepare_run("engine=fast").build().close()
-    assert max(intervals) < before == sys.getswitchinterval()
 
 
 @pytest.mark.parametrize(("engine", "kind"), [("fast", FastEngine), ("reference", ReferenceEngine)])

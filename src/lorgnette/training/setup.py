@@ -37,7 +37,6 @@ from lorgnette.planning.memory import (
 from lorgnette.processing.image_processor import ImageProcessor
 from lorgnette.report.console import ProgressCallback, Terminal
 from lorgnette.report.stage_timer import StageTimer
-from lorgnette.startup import switch_threads_often
 from lorgnette.training.batch_stats import count_steps
 from lorgnette.training.checkpoint import read_max_tokens
 from lorgnette.training.data_module import TrainingData
@@ -84,7 +83,6 @@ class TrainingSetup:
         return self.features.close()
 
 
-@switch_threads_often()
 def build_training(
     settings: Settings,
     data: TrainingData,
