@@ -105,7 +105,7 @@ def measure(
     options: dict[str, Any] = {"prefix_sharing": engine.prefix_sharing, "num_ranks": world.size}
     engine.sync_weights()
     if HAS_GPU and (engine.shards is None or not engine.shards.is_collective):
-        first = sampler.first_steps(4096, max_tokens, **options)
+        first = sampler.pack_first_steps(4096, max_tokens, **options)
         engine.warmup(first)
         engine.capture_ahead(first)
 

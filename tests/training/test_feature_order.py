@@ -10,7 +10,7 @@ import pytest
 from lorgnette.config import TrainSettings
 from lorgnette.features.decode_pool import split_into_groups
 from lorgnette.processing.encoded_rows import EncodedRows, TextRow
-from lorgnette.training.feature_order import find_first_steps, select_groups
+from lorgnette.training.feature_order import find_first_uses, order_groups
 from lorgnette.training.sampler import BatchSampler
 from lorgnette.types import Example, Image, ImageGrid
 
@@ -39,21 +39,21 @@ def list_images(sampler: BatchSampler, step: int) -> list[ImageGrid]:
 def test_images_are_in_the_order_of_their_first_use(group_by_image: bool) -> None:
     sampler = build_sampler(group_by_image=group_by_image)
     used = [grid for step in range(sampler.steps_per_epoch) for grid in list_images(sampler, step)]
-    steps = find_first_steps(sampler, HELD_OUT, 0)
+    steps = find_first_uses(sampler, HELD_OUT, 0)
     assert list(steps) == list(dict.fromkeys([*HELD_OUT, *used]))
     assert all(steps[grid] == -1 for grid in HELD_OUT)
     assert all(grid in list_images(sampler, steps[grid]) for grid in GRIDS)
-    assert set(find_first_steps(sampler, [], 0)) == set(GRIDS)
+    assert set(find_first_uses(sampler, [], 0)) == set(GRIDS)
 
 
 @pytest.mark.parametrize("group_by_image", [False, True])
 def test_the_steps_that_are_left_get_their_groups_in_time(group_by_image: bool) -> None:
     sampler = build_sampler(group_by_image=group_by_image)
-    groups: Sequence[Any] = list(split_into_groups(list(find_first_steps(sampler, HELD_OUT, 0))))
+    groups: Sequence[Any] = list(split_into_groups(list(find_first_uses(sampler, HELD_OUT, 0))))
     assert len(groups) > 5
-    assert select_groups(groups, find_first_steps(sampler, HELD_OUT, 0), sampler.total_steps) == groups
+    assert order_groups(groups, find_first_uses(sampler, HELD_OUT, 0), sampler.total_steps) == groups
     for start in range(sampler.total_steps + 1):
-        chosen = select_groups(groups, find_first_steps(sampler, HELD_OUT, start), sampler.total_steps)
+        chosen = order_groups(groups, find_first_uses(sampler, HELD_OUT, start), sampler.total_steps)
         assert all(group in groups for group in chosen), "undivided"
         assert len({id(group) for group in chosen}) == len(chosen)
         needed = {grid for step in range(start, sampler.total_steps) for grid in list_images(sampler, step)}
@@ -66,11 +66,11 @@ def test_the_steps_that_are_left_get_their_groups_in_time(group_by_image: bool) 
                     group = chosen.pop(0)
                     assert set(group) & {*HELD_OUT, *list_images(sampler, step), *list_images(sampler, start)}
                     done |= set(group)
-    assert select_groups(groups, find_first_steps(sampler, (), sampler.total_steps), sampler.total_steps) == []
+    assert order_groups(groups, find_first_uses(sampler, (), sampler.total_steps), sampler.total_steps) == []
 
 
 def test_a_short_run_makes_no_more_than_it_needs() -> None:
     sampler = build_sampler(group_by_image=True)
     sampler.total_steps = 1
-    groups = list(split_into_groups(list(find_first_steps(sampler, HELD_OUT, 0))))
-    assert len(select_groups(groups, find_first_steps(sampler, HELD_OUT, 0), sampler.total_steps)) < len(groups)
+    groups = list(split_into_groups(list(find_first_uses(sampler, HELD_OUT, 0))))
+    assert len(order_groups(groups, find_first_uses(sampler, HELD_OUT, 0), sampler.total_steps)) < len(groups)

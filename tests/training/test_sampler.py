@@ -228,14 +228,14 @@ def test_real_captions_are_dealt_evenly(tiny_real: Path, shared: Callable[[str],
 
 def test_the_first_steps_are_those_that_training_takes(encoded: list[Encoded]) -> None:
     sampler = BatchSampler(encoded, SETTINGS, 7, group_by_image=False)
-    first = sampler.first_steps(1, 10**6, prefix_sharing=False)
+    first = sampler.pack_first_steps(1, 10**6, prefix_sharing=False)
     packed = sampler.pack_step(0, 10**6, prefix_sharing=False)
     assert [batch.examples for batch in first] == [batch.examples for batch in packed]
-    assert len(sampler.first_steps(9, 10**6, prefix_sharing=False)) == 2
-    ranks = sampler.first_steps(9, 10**6, prefix_sharing=False, num_ranks=3)
+    assert len(sampler.pack_first_steps(9, 10**6, prefix_sharing=False)) == 2
+    ranks = sampler.pack_first_steps(9, 10**6, prefix_sharing=False, num_ranks=3)
     assert len(ranks) == 6  # two steps of three ranks
     assert sum(len(batch.examples) for batch in ranks) == 8
-    assert len(sampler.first_steps(10**6, 10**6, prefix_sharing=False)) == sampler.total_steps
+    assert len(sampler.pack_first_steps(10**6, 10**6, prefix_sharing=False)) == sampler.total_steps
 
 
 def test_the_order_of_many_examples_needs_no_table(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,11 @@ from lorgnette.training.sampler import BatchSampler
 from lorgnette.types import ImageGrid
 
 
-def find_first_steps(sampler: BatchSampler, first: Sequence[ImageGrid], start: int) -> dict[ImageGrid, int]:
+def find_first_uses(sampler: BatchSampler, first: Sequence[ImageGrid], start: int) -> dict[ImageGrid, int]:
     """Image → the first step from `start` on that uses it, in the order of use. `first` come first, and have step −1.
 
-    Looks until one whole epoch is seen, which has every image; perhaps beyond the last step of the training. From step
-    0 on it is the order of encoding: a run that goes on later has the same, and so the same groups.
+    It ends with the first whole epoch, which has every image; this may be beyond the last step of the training. From
+    step 0 on it is the order of encoding: a run that goes on later has the same, and so the same groups.
     """
     per_epoch = sampler.steps_per_epoch
     steps = range(start, -(-start // per_epoch) * per_epoch + per_epoch)
@@ -23,20 +23,20 @@ def find_first_steps(sampler: BatchSampler, first: Sequence[ImageGrid], start: i
     step_of_image = np.repeat(step_of_row, np.diff(rows.image_offsets))
     _, firsts = np.unique(rows.images, return_index=True)
     firsts.sort()
-    found = dict.fromkeys(first, -1)
+    uses = dict.fromkeys(first, -1)
     for number, step in zip(rows.images[firsts].tolist(), step_of_image[firsts].tolist(), strict=True):
-        found.setdefault(rows.grids[number], step)
-    return found
+        uses.setdefault(rows.grids[number], step)
+    return uses
 
 
-def select_groups(
-    groups: Sequence[Sequence[ImageGrid]], steps: Mapping[ImageGrid, int], end: int
+def order_groups(
+    groups: Sequence[Sequence[ImageGrid]], first_uses: Mapping[ImageGrid, int], end: int
 ) -> list[Sequence[ImageGrid]]:
     """The groups with an image that a step before `end` needs, in the order in which they are needed.
 
-    steps: from `find_first_steps`. A group is never divided: the features of an image round otherwise in a call of the
-    tower with other images.
+    first_uses: from `find_first_uses`. A group is never divided: the features of an image round otherwise in a call of
+    the tower with other images.
     """
-    needs = [min(steps.get(grid, end) for grid in group) for group in groups]
+    needs = [min(first_uses.get(grid, end) for grid in group) for group in groups]
     needed = [(need, number) for number, need in enumerate(needs) if need < end]
     return [groups[number] for _, number in sorted(needed)]

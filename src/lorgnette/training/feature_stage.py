@@ -13,7 +13,7 @@ from lorgnette.report.console import ProgressCallback, Terminal
 from lorgnette.report.manifest import compute_sha256
 from lorgnette.report.stage_timer import StageTimer
 from lorgnette.training.data_module import TrainingData
-from lorgnette.training.feature_order import find_first_steps, select_groups
+from lorgnette.training.feature_order import find_first_uses, order_groups
 from lorgnette.training.sampler import BatchSampler
 from lorgnette.types import ImageGrid
 
@@ -38,14 +38,14 @@ class FeatureStage:
         return [*self.extra_grids, *self.data.held_out.sizes.distinct_grids]
 
     @cached_property
-    def first_steps(self) -> dict[ImageGrid, int]:
-        """All images, in the order in which they are encoded, with the steps of the first epoch that need them."""
-        return find_first_steps(self.sampler, self.first_grids, 0)
+    def first_uses(self) -> dict[ImageGrid, int]:
+        """All images, in the order in which they are encoded, with the first step that uses each."""
+        return find_first_uses(self.sampler, self.first_grids, 0)
 
     @cached_property
     def grids(self) -> list[ImageGrid]:
         """All images, in the order in which they are encoded."""
-        return list(self.first_steps)
+        return list(self.first_uses)
 
     def start(self, features: Features) -> None:
         """Start decoding all images."""
@@ -58,8 +58,8 @@ class FeatureStage:
         """Start decoding in the order of the steps; `step` is the first to come."""
         self.terminal.print(f"features   of {len(self.grids)} images, made beside the steps")
         groups = list(split_into_groups(self.grids))
-        steps = find_first_steps(self.sampler, self.first_grids, step) if step else self.first_steps
-        return FeaturePipeline(features, select_groups(groups, steps, self.sampler.total_steps))
+        first_uses = find_first_uses(self.sampler, self.first_grids, step) if step else self.first_uses
+        return FeaturePipeline(features, order_groups(groups, first_uses, self.sampler.total_steps))
 
     def run(self, features: Features, pipeline: FeaturePipeline | None = None) -> TrainingData:
         """Encode all images, or with a pipeline the first ones.

@@ -116,7 +116,7 @@ class BatchSampler:
         tokens = np.add.reduceat(lengths, starts) - np.minimum.reduceat(shared, starts) * (counts - 1)
         return [int(count) for count in tokens]
 
-    def first_steps(
+    def pack_first_steps(
         self, num_examples: int, max_tokens: int, *, prefix_sharing: bool, num_ranks: int = 1
     ) -> list[PackedBatch]:
         """All ranks' micro-batches of the first steps, about `num_examples` examples: they show the shapes of the rest.

@@ -146,7 +146,7 @@ def _build_fast(
 
     # Pack the first steps: they determine the CUDA graphs to capture.
     prefix_sharing = select_prefix_sharing(settings, "fast")
-    pack_first = partial(sampler.first_steps, prefix_sharing=prefix_sharing, num_ranks=world.size)
+    pack_first = partial(sampler.pack_first_steps, prefix_sharing=prefix_sharing, num_ranks=world.size)
     num_ahead = NUM_EXAMPLES_AHEAD if world.size == 1 else NUM_EXAMPLES_AHEAD_OF_RANKS
     with timer("packing", is_printed=False):
         first_batches = pack_first(num_ahead, fit.max_tokens)
