@@ -8,7 +8,7 @@ class AsyncWriter:
     """Runs one write at a time. An error is raised by the next `submit`, by `wait`, or at the end of the block."""
 
     def __init__(self) -> None:
-        self._pool, self._removals = ThreadPoolExecutor(1, "writer"), ThreadPoolExecutor(1, "removals")
+        self._pool = ThreadPoolExecutor(2, "writer")  # a write and a removal
         self._pending: list[Future[None]] = []
 
     def submit(self, write: Callable[[], None]) -> None:
@@ -18,10 +18,10 @@ class AsyncWriter:
 
     def remove(self, remove: Callable[[], None]) -> None:
         """Start a removal beside the write. The system needs 0.1 s to free the memory of a file of 0.3 GB."""
-        self._pending.append(self._removals.submit(remove))
+        self._pending.append(self._pool.submit(remove))
 
     def wait(self) -> None:
-        """Return when everything is on disk, and what is to be removed is gone."""
+        """Wait for the write and the removals. Raises the first error."""
         while self._pending:
             self._pending.pop(0).result()
 
@@ -30,6 +30,5 @@ class AsyncWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._pool.shutdown()
-        self._removals.shutdown()
         if kind is None:
             self.wait()
