@@ -363,7 +363,7 @@ lorgnette.__main__.main()
 """
     cases = [
         (["train", "demo"], "modules kernels runs ends"), (["check"], "modules runs"), (["train", "--help"], "runs"),
-        (["--help"], "runs"), ([], "runs"),
+        (["train", "-h"], "runs"), (["--help"], "runs"), ([], "runs"),
     ]  # fmt: skip
     for words, output in cases:
         assert run_python("-c", code.format(stdin="sys.stdin"), *words, cwd=tmp_path).stderr == output
@@ -388,6 +388,12 @@ lorgnette.__main__.main()
 """
 
 
+def write_program(folder: Path, program: str) -> Path:
+    """A script with the name of the installed command."""
+    (folder / "lorgnette").write_text(program)
+    return folder / "lorgnette"
+
+
 @pytest.mark.parametrize(
     ("end", "has_torch", "environment", "status", "is_torn_down"),
     [
@@ -405,9 +411,9 @@ def test_the_end_skips_the_teardown_and_nothing_else(
     end: str, has_torch: bool, environment: dict[str, str], status: int, is_torn_down: bool, tmp_path: Path
 ) -> None:
     """Threads end, exit handlers run, both streams are complete, the status stays."""
-    program = _ENDS.format(before="", end=end, has_torch=has_torch)
+    program = write_program(tmp_path, _ENDS.format(before="", end=end, has_torch=has_torch))
     done = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | environment, cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, program], env=os.environ | environment, cwd=tmp_path, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (status, "result thread\ntracker\n")
@@ -417,21 +423,32 @@ def test_the_end_skips_the_teardown_and_nothing_else(
 
 def test_the_end_is_quiet_without_a_standard_output(tmp_path: Path) -> None:
     program = _ENDS.format(before="os.close(1); sys.stdout = None", end="sys.exit(3)", has_torch=True)
-    done = run_python("-c", program, cwd=tmp_path)
+    done = run_python(write_program(tmp_path, program), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (3, "")
 
 
 def test_the_end_is_pythons_own_where_others_wait_for_it(tmp_path: Path) -> None:
     program = _ENDS.format(before="atexit.register(print, 'coverage')", end="sys.exit(3)", has_torch=True)
-    done = run_python("-c", program, cwd=tmp_path)
+    done = run_python(write_program(tmp_path, program), cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (3, "result thread\ntracker\ncoverage\n", "teardown")
 
 
+def test_a_program_that_calls_the_command_ends_with_its_own_status(tmp_path: Path) -> None:
+    call = "lorgnette.__main__.main()"
+    program = _ENDS.format(before="", end="sys.exit(3)", has_torch=True).replace(
+        call, f"try: {call}\nexcept SystemExit: sys.exit(4)"
+    )
+    done = run_python("-c", program, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (4, "teardown")
+    done = run_python(write_program(tmp_path, program), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (3, ""), "the installed command does nothing after it"
+
+
 def test_a_full_disk_at_the_end_is_still_reported(tmp_path: Path) -> None:
-    program = _ENDS.format(before="", end="sys.exit(0)", has_torch=True)
+    program = write_program(tmp_path, _ENDS.format(before="", end="sys.exit(0)", has_torch=True))
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-c", program], env=os.environ | {"PYTHONUNBUFFERED": ""}, cwd=tmp_path, stdout=full,
+            [sys.executable, program], env=os.environ | {"PYTHONUNBUFFERED": ""}, cwd=tmp_path, stdout=full,
             stderr=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 120  # Python's own

@@ -21,8 +21,8 @@ def main() -> None:
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # else who started it ignores Ctrl-C
         signal.signal(signal.SIGINT, _end_at_once)
-    # What is registered first is called last. Otherwise this may be a part of another program.
-    if "torch" not in sys.modules and not atexit._ncallbacks():
+    # What is registered first is called last.
+    if _is_started_as_command() and "torch" not in sys.modules and not atexit._ncallbacks():
         atexit.register(_skip_teardown)
     try:
         from lorgnette.startup import keep_bytecode, note_command_start, set_missing_home
@@ -43,9 +43,17 @@ def main() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+def _is_started_as_command() -> bool:
+    """Whether Python was started for the command. Another program that calls `main` may go on after it, and end with
+    its own status."""
+    program = sys.modules["__main__"]
+    is_module = getattr(getattr(program, "__spec__", None), "name", None) == "lorgnette.__main__"
+    return is_module or os.path.basename(getattr(program, "__file__", "")) == "lorgnette"
+
+
 def _start_processes(words: list[str]) -> None:
     """Start the processes that compile what this command would wait for. words: of the command line."""
-    if not words or words[0].startswith("-") or "--help" in words:
+    if not words or words[0].startswith("-") or not {"-h", "--help"}.isdisjoint(words):
         return
     from lorgnette.io.compile_modules import start_compiling_modules
 
