@@ -17,7 +17,7 @@ from PIL import Image
 
 import lorgnette
 from lorgnette import startup
-from lorgnette.startup import gc_paused, hide_widget_warning, let_threads_sleep
+from lorgnette.startup import freeze_gc, hide_widget_warning, let_threads_sleep
 
 WINDOWS = """
 import sys, signal
@@ -294,11 +294,11 @@ def test_a_user_without_a_home_folder_gets_one(
 def test_what_a_program_left_open_is_written_at_its_end(tmp_path: Path) -> None:
     script = """
         import sys
-        from lorgnette.startup import gc_paused
+        from lorgnette.startup import freeze_gc
         file = open(sys.argv[1], "w")
         file.write("the last line")
         def refer_to_this_module(): ...
-        with gc_paused():
+        with freeze_gc():
             pass
     """
     out = tmp_path / "out.txt"
@@ -310,9 +310,9 @@ def test_what_a_program_left_open_is_written_at_its_end(tmp_path: Path) -> None:
 class TestGcPaused:
     def test_nothing_is_collected_inside_and_the_collector_runs_after(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, "torch", raising=False)
-        with gc_paused():
+        with freeze_gc():
             assert not gc.isenabled()
-            with gc_paused():  # an imported module imports others
+            with freeze_gc():  # an imported module imports others
                 pass
             assert not gc.isenabled()
         assert gc.isenabled()
@@ -320,21 +320,21 @@ class TestGcPaused:
 
     def test_the_collector_runs_after_a_failed_import(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, "torch", raising=False)
-        with pytest.raises(ImportError), gc_paused():
+        with pytest.raises(ImportError), freeze_gc():
             raise ImportError
         assert gc.isenabled()
 
     def test_a_process_with_torch_keeps_its_collector(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "torch", sys)
         frozen = gc.get_freeze_count()
-        with gc_paused():
+        with freeze_gc():
             assert gc.isenabled()
         assert gc.get_freeze_count() == frozen
 
     def test_a_disabled_collector_stays_disabled(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, "torch", raising=False)
         gc.disable()
-        with gc_paused():
+        with freeze_gc():
             pass
         assert not gc.isenabled()
 

@@ -55,13 +55,13 @@ def __getattr__(name: str) -> "Any":
     """Import a public name on first use: `check` must not wait for what `train` imports."""
     if name not in __all__:
         raise AttributeError(f"module 'lorgnette' has no attribute {name!r}")
-    from lorgnette.startup import check_system, gc_paused, hide_widget_warning
+    from lorgnette.startup import check_system, freeze_gc, hide_widget_warning
 
     check_system()
     hide_widget_warning()
     if name == "recipes":
         return import_module("lorgnette.recipes")
-    with gc_paused():
+    with freeze_gc():
         return getattr(import_module(f"lorgnette.{_MODULES.get(name, f'commands.{name}')}"), name)
 
 

@@ -153,8 +153,8 @@ def let_threads_sleep() -> None:
 
 
 @contextmanager
-def gc_paused() -> Iterator[None]:
-    """Pause the garbage collector while importing and while reading rows.
+def freeze_gc() -> Iterator[None]:
+    """Pause the garbage collector while importing and while reading rows, then let it ignore the new objects.
 
     Both allocate many long-lived objects, and collecting took a fifth of the time. Objects allocated until its end are
     not collected before the program ends, in a command never. Does nothing if torch is imported already: the caller,

@@ -41,7 +41,7 @@ from lorgnette.resolve import (
     resolve_data,
     resolve_images_folder,
 )
-from lorgnette.startup import gc_paused
+from lorgnette.startup import freeze_gc
 from lorgnette.training.initial_adapter import check_initial_adapter, inherit_settings
 from lorgnette.training.start_warnings import explain_idle_gpus, explain_missing_device, list_start_warnings
 from lorgnette.training.step_count import StepCount
@@ -101,14 +101,14 @@ def check(
     source = resolve_data(own_settings, terminal) or source
     if is_on_hub:
         settings, name, max_rows = own_settings, None, None
-    with gc_paused():
-        rows_read = read_rows(settings, source, terminal, max_rows=max_rows, name=name)
-        scan, test_scan = _scan(rows_read, settings, look_alikes, terminal), None
+    with freeze_gc():
+        source_rows = read_rows(settings, source, terminal, max_rows=max_rows, name=name)
+        scan, test_scan = _scan(source_rows, settings, look_alikes, terminal), None
         if settings.data.test is not None:
             test_scan = _scan(read_rows(settings, settings.data.test, terminal), settings, look_alikes, terminal)
         full_scan = scan if test_scan is None else scan.merge(test_scan)
         infos = full_scan.image_infos
-        # Split as training does. Images and rows are built once: each is looked at again and again.
+        # Split as training does. Images and rows are built once, because each is used many times.
         full_scan.examples.images.build_all()
         identical_files = data_sets.map_identical_files(infos, infos)
         *parts, failure = _split(scan, test_scan, identical_files, settings)

@@ -28,7 +28,7 @@ from lorgnette.report.run_dir import DATA_FOLDER, RunDir, find_free_path, is_wri
 from lorgnette.report.stage_timer import StageTimer
 from lorgnette.report.trackers.tracker import open_trackers
 from lorgnette.resolve import portable_name, resolve_images_folder
-from lorgnette.startup import gc_paused, get_command_start, start_cuda_init
+from lorgnette.startup import freeze_gc, get_command_start, start_cuda_init
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.gpu_gain import describe_gain
 from lorgnette.training.initial_adapter import build_manifest_entry, describe_seen_images, inherit_settings
@@ -247,7 +247,7 @@ def _train(
     with timer("imports"):
         if ranks.num_to_start == 1 and settings.device != "cpu":
             start_cuda_init()
-        with gc_paused():
+        with freeze_gc():
             from lorgnette.training.checkpoint import find_latest_checkpoint
             from lorgnette.training.run import run_training
 

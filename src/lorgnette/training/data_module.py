@@ -35,7 +35,7 @@ from lorgnette.report.console import Terminal
 from lorgnette.report.manifest import HASH_LENGTH, compute_sha256, hide_home
 from lorgnette.report.trackers.tracker import select_trackers
 from lorgnette.resolve import find_model_config, read_rows, resolve_data, resolve_model
-from lorgnette.startup import gc_paused
+from lorgnette.startup import freeze_gc
 from lorgnette.training.initial_adapter import check_initial_adapter, hash_adapter
 from lorgnette.training.start_warnings import list_start_warnings
 from lorgnette.types import ImageGrid, Problem
@@ -100,7 +100,7 @@ class TrainingData:
             return info.size if info else data.read_image_size(path)
 
         processor = Processor.from_folder(checkpoint.folder, settings.processor, read_size=read_size)
-        with gc_paused(), terminal.show_count("rows encoded", len(train_rows) + len(test_rows)) as on_rows:
+        with freeze_gc(), terminal.show_count("rows encoded", len(train_rows) + len(test_rows)) as on_rows:
             encoded, encoded_test = (encode_rows(processor, rows, on_rows=on_rows) for rows in (train_rows, test_rows))
         examples, held_out = encoded.rows, encoded_test.rows
         scanned.examples.drop_lookup()
@@ -286,7 +286,7 @@ def _return_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-@gc_paused()
+@freeze_gc()
 def _read_rows(settings: Settings, path: Path, terminal: Terminal) -> data.ScanResult:
     """The usable rows of a file, at most data.max_rows.
 
