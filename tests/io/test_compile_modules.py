@@ -112,6 +112,9 @@ def test_what_a_module_imports_is_compiled_as_python_does_it(tree: Path) -> None
         (4, "sys.modules['torch'] = sys", {}),
         (4, "sys.path = []", {}),  # torch is not there
         (4, "import os; os.fork = lambda: open('/nowhere')", {}),  # an OSError
+        (4, "import os; os.access = lambda *_: False", {}),  # a folder of another user, a disk that cannot be written
+        (4, "compile_modules._MIN_FREE_BYTES = 1 << 60", {}),  # a full disk
+        (4, "sys.pycache_prefix = compile_modules.__file__", {}),  # no folder
     ],
 )
 def test_nothing_is_started_where_it_does_not_help(

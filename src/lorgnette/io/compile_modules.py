@@ -34,13 +34,14 @@ MODULES = (
 rest follows from these."""
 _FREE_CORES = 2
 """For the command, and for the process that compiles its kernels."""
+_MIN_FREE_BYTES = 1 << 26
 _MAX_MESSAGE = 1 << 20
 _MAX_SECONDS = 10.0
 """No module takes as long: a process was killed."""
 
 
 def start_compiling_modules(modules: Iterable[str] = MODULES) -> None:
-    """Start the processes, and do not wait, if torch is not compiled yet and Python keeps bytecode.
+    """Start the processes, and do not wait, if torch is not compiled yet and Python can keep bytecode.
 
     They end when all is compiled, on Ctrl-C, and soon after this process. One for every core but two; none outside of
     Linux, or if the system starts none. Of several processes that torchrun has started on a machine, the first starts
@@ -51,6 +52,8 @@ def start_compiling_modules(modules: Iterable[str] = MODULES) -> None:
     if sys.platform != "linux" or sys.dont_write_bytecode or num_processes < 1 or not is_first:
         return
     if "torch" in sys.modules or (torch := find_spec("torch")) is None or not torch.origin or is_compiled(torch.origin):
+        return
+    if not can_keep_bytecode(torch.origin):  # every command would compile everything, in vain
         return
     with suppress(OSError):  # the limit of processes is reached
         # Its parent ends at once: nobody has to wait for it.
@@ -68,6 +71,17 @@ def is_compiled(source: str) -> bool:
     of_source = b"".join(int(x).to_bytes(8, "little")[:4] for x in (0, stat.st_mtime, stat.st_size))
     is_checked_by_hash = header[4:8] != bytes(4)
     return header[:4] == MAGIC_NUMBER and (is_checked_by_hash or header[4:] == of_source)
+
+
+def can_keep_bytecode(source: str) -> bool:
+    """Whether the folder of a source's bytecode can be written or made, and its disk has space for that of a training."""
+    folder = os.path.dirname(cache_from_source(source))
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        return False
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize >= _MIN_FREE_BYTES
 
 
 def list_imports(code: CodeType, package: str) -> Iterator[str]:
