@@ -16,7 +16,7 @@ import pytest
 
 import lorgnette
 from lorgnette.io import compile_modules
-from lorgnette.io.compile_modules import ModuleSearch, is_compiled, list_imports
+from lorgnette.io.compile_modules import ModuleSearch, can_keep_bytecode, is_compiled, list_imports
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Python compiles alone")
 TREE = {
@@ -179,6 +179,16 @@ def test_no_folder_to_keep_it_in_is_as_before(tree: Path) -> None:
         "1\n",
         "",
     )
+
+
+def test_bytecode_is_kept_in_a_folder_that_does_not_exist_yet(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    for prefix in (str(tree / "new" / "kept"), "new", ""):
+        monkeypatch.setattr(sys, "pycache_prefix", prefix or None)
+        assert can_keep_bytecode(str(tree / "torch/value.py"))
+    (tree / "link").symlink_to("nowhere")
+    monkeypatch.setattr(sys, "pycache_prefix", str(tree / "link" / "kept"))
+    assert not can_keep_bytecode(str(tree / "torch/value.py"))
 
 
 def test_bytecode_is_that_of_its_source(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

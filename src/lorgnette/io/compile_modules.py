@@ -74,8 +74,8 @@ def is_compiled(source: str) -> bool:
 
 
 def can_keep_bytecode(source: str) -> bool:
-    """Whether the folder of a source's bytecode can be written or made, and its disk has space for that of a training."""
-    folder = os.path.dirname(cache_from_source(source))
+    """Whether the folder of its bytecode can be written or made, on a disk with space for that of a training."""
+    folder = os.path.abspath(os.path.dirname(cache_from_source(source)))
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
