@@ -22,11 +22,10 @@ from lorgnette.features import disk_cache
 from lorgnette.features.cache_folder import hash_image
 from lorgnette.features.disk_cache import (
     FeatureDiskCache,
-    combine_crc32,
     find_damaged,
     hash_tower,
     open_disk_cache,
-    read_together,
+    read_all_into,
 )
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.processing.image_processor import ImageProcessor
@@ -334,15 +333,6 @@ def test_a_set_belongs_to_one_family_and_its_sizes(
     assert widths == [64] * 5 + [3 * 64] * 2
 
 
-@pytest.mark.parametrize("length", [0, 1, 2, 3, 255, 4096, 307_200, 5_000_001])
-def test_combined_checksums_equal_zlibs(length: int) -> None:
-    first, second = os.urandom(77), os.urandom(length)
-    combined = combine_crc32(zlib.crc32(first), zlib.crc32(second), length)
-    assert combined == zlib.crc32(first + second)
-    assert combine_crc32(0, zlib.crc32(second), length) == zlib.crc32(second)
-    assert combine_crc32(zlib.crc32(first), zlib.crc32(second), length + 1) != combined
-
-
 @pytest.mark.parametrize(
     "order", [[0, 1, 2, 5, 4, 7, 8, 8], [10, 0, 5, 10, 10, 5, 0, 5]], ids=["many sizes", "one size"]
 )
@@ -354,7 +344,7 @@ def test_features_read_together_are_checked_one_by_one_where_they_are_damaged(
     cache.refresh()
     places = [place for i in order if (place := cache.locate(key(i)))]
     content = np.zeros(sum(place.num_bytes for place in places), np.uint8)
-    read_together(places, content)
+    read_all_into(places, content)
     assert torch.equal(torch.from_numpy(content).view(torch.bfloat16).view(-1, WIDTH), torch.cat([*map(rows, order)]))
     crc32 = zlib.crc32
     monkeypatch.setattr(zlib, "crc32", lambda data: lengths.append(len(data)) or crc32(data))

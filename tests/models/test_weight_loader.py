@@ -140,7 +140,7 @@ def test_a_file_truncated_during_the_read_is_refused(tiny: Path, copy: Path, mon
     entry = index_tensors(checkpoint)[NAME]
     (chunk,) = weight_loader._split_into_chunks(entry, torch.empty(entry.shape))
     (copy / "model.safetensors").write_bytes(b"")
-    with pytest.raises(LorgnetteError, match="became shorter"):
+    with pytest.raises(LorgnetteError, match="weights cannot be loaded: the file has become shorter"):
         weight_loader._fill_buffer(torch.empty(entry.end - entry.start, dtype=torch.uint8), [chunk], checkpoint)
 
 

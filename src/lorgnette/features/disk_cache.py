@@ -24,9 +24,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from functools import lru_cache, reduce
 from itertools import accumulate
-from operator import xor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +38,8 @@ from lorgnette.distributed import World
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.cache_folder import ENTRY, evict_oldest, get_features_folder, lock_file
 from lorgnette.io.atomic import open_no_follow
+from lorgnette.io.crc32 import combine_crc32
+from lorgnette.io.read_at import read_at
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.registry import parse_configs
 from lorgnette.models.weight_loader import index_tensors
@@ -51,7 +51,6 @@ MAX_BYTES = 40 * 2**30
 MIN_FREE_BYTES = 2 * 2**30
 """Space on the disk that stays free."""
 _SAMPLE_BYTES = 4096
-_CRC32_POLYNOMIAL = 0xEDB88320
 
 
 def open_disk_cache(
@@ -278,22 +277,17 @@ class StoredFeatures(NamedTuple):
 
         Touching the pages of a mapped file for the first time would take many times as long.
         """
-        done = 0
-        while done < len(out):
-            try:
-                count = os.preadv(self.file.descriptor, [out[done:].data], self.offset + done)
-            except OSError as error:
-                raise self._build_error(error.strerror or str(error)) from error
-            if count == 0:
-                raise self._build_error("the file has become shorter")
-            done += count
+        try:
+            read_at(self.file.descriptor, out.data, self.offset)
+        except OSError as error:
+            raise self._build_error(error.strerror or str(error)) from error
 
     def _build_error(self, reason: str) -> LorgnetteError:
         message = f"image features cannot be read again: {reason}"
         return LorgnetteError(message, where=str(self.file.path), hint="delete its folder, and resume the run")
 
 
-def read_together(places: Sequence[StoredFeatures], out: UInt8[np.ndarray, " B"]) -> None:
+def read_all_into(places: Sequence[StoredFeatures], out: UInt8[np.ndarray, " B"]) -> None:
     """Fill host memory with the features of several images, one after the other. Raises as `StoredFeatures.read_into`.
 
     Neighbors in the file are read in one call.
@@ -310,7 +304,7 @@ def read_together(places: Sequence[StoredFeatures], out: UInt8[np.ndarray, " B"]
 
 
 def find_damaged(places: Sequence[StoredFeatures], content: UInt8[np.ndarray, " B"]) -> list[int]:
-    """Which of these features do not have their checksum. content: as `read_together` fills it.
+    """Which of these features do not have their checksum. content: as `read_all_into` fills it.
 
     Features of one size are looked at in one call, because each call that leaves Python's lock may wait long to have it
     back. With many sizes `combine_crc32` would take longer than that.
@@ -324,39 +318,6 @@ def find_damaged(places: Sequence[StoredFeatures], content: UInt8[np.ndarray, " 
     ends = accumulate(place.num_bytes for place in places)
     parts = (content[end - place.num_bytes : end] for place, end in zip(places, ends, strict=True))
     return [i for i, (place, part) in enumerate(zip(places, parts, strict=True)) if zlib.crc32(part.data) != place.crc]
-
-
-def combine_crc32(first: int, second: int, num_bytes: int) -> int:
-    """The crc32 of two pieces of data, one after the other, from theirs. num_bytes: of the second.
-
-    Takes 2 µs, and 2 ms the first time for each num_bytes.
-    """
-    combined = second
-    for bit, column in enumerate(_shift_crc32(num_bytes)):
-        if first >> bit & 1:
-            combined ^= column
-    return combined
-
-
-@lru_cache(maxsize=64)
-def _shift_crc32(num_bytes: int) -> tuple[int, ...]:
-    """What `num_bytes` zeros do to a checksum, a linear map over GF(2): the checksum that each of its 32 bits becomes.
-
-    By repeated squaring, as zlib's crc32_combine.
-    """
-
-    def apply(columns: Sequence[int], crc: int) -> int:
-        return reduce(xor, (column for bit, column in enumerate(columns) if crc >> bit & 1), 0)
-
-    shift = [1 << bit for bit in range(32)]
-    power = [_CRC32_POLYNOMIAL, *(1 << bit for bit in range(31))]  # of one zero bit
-    num_bits = 8 * num_bytes
-    while num_bits:
-        if num_bits & 1:
-            shift = [apply(power, column) for column in shift]
-        power = [apply(power, column) for column in power]
-        num_bits >>= 1
-    return tuple(shift)
 
 
 class _StoredRows(NamedTuple):

@@ -31,7 +31,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.features.cache_folder import build_key, hash_image
 from lorgnette.features.decode_pool import DecodePool, ImageContent, Pixels, split_into_groups
 from lorgnette.features.decode_process import DecodeProcessError
-from lorgnette.features.disk_cache import FeatureDiskCache, StoredFeatures, find_damaged, read_together
+from lorgnette.features.disk_cache import FeatureDiskCache, StoredFeatures, find_damaged, read_all_into
 from lorgnette.features.patchify import Patchifier
 from lorgnette.planning.limits import FEATURE_MEMORY_FRACTION, MAX_PATCHES_PER_CALL
 from lorgnette.processing.image_processor import ImageProcessor
@@ -169,7 +169,7 @@ class FeatureStorage:
                 shape = sum(place.num_rows for place in places), places[0].width
                 host = torch.empty(shape, dtype=self._dtype, pin_memory=self._device.type == "cuda")
                 content = host.view(torch.uint8).numpy().reshape(-1)
-                read_together(places, content)
+                read_all_into(places, content)
                 checks.append((grids, pool.submit(find_damaged, places, content)))
                 self._keep(grids, self._copy_to_share(host) if self._take_share(host.nbytes) else host)
             while checks:

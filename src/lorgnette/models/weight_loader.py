@@ -26,6 +26,7 @@ from torch import Tensor
 from lorgnette.device import PINNED_PIECE_BYTES
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.parse import read_tensor_entries
+from lorgnette.io.read_at import read_at
 from lorgnette.kernels.nf4 import Nf4Matrix, dequantize_nf4, quantize_absmax
 from lorgnette.models.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
 from lorgnette.models.family import EMBEDDING, LM_HEAD, convert_weight_name
@@ -303,17 +304,15 @@ def _upload_share(share: list[list[_Chunk]], ready: torch.cuda.Event, checkpoint
 
 
 def _fill_buffer(buffer: Tensor, read: list[_Chunk], checkpoint: BaseCheckpoint) -> None:
-    """In as few calls as possible: each may lose Python's lock, for which the thread that loads kernels then waits."""
-    start, done, out = read[0].start, 0, buffer.numpy()[: read[-1].end - read[0].start]
-    descriptor = os.open(read[0].stored.path, os.O_RDONLY | os.O_CLOEXEC)
+    out = memoryview(buffer.numpy())[: read[-1].end - read[0].start]  # type: ignore[arg-type]
     try:
-        while done < len(out):
-            count = os.preadv(descriptor, [out[done:].data], start + done)
-            if count == 0:
-                raise _build_read_error("the file became shorter while it was read", checkpoint)
-            done += count
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(read[0].stored.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            read_at(descriptor, out, read[0].start)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _build_read_error(error.strerror or str(error), checkpoint) from error
 
 
 def _view_buffer(buffer: Tensor, reads: Iterable[list[_Chunk]]) -> dict[torch.dtype, Tensor]:
