@@ -15,7 +15,7 @@ import pytest
 from lorgnette.data import load_resized
 from lorgnette.errors import LorgnetteError
 from lorgnette.features import decode_pool, decode_process
-from lorgnette.features.cache_folder import hash_image
+from lorgnette.features.cache_folder import read_key
 from lorgnette.features.decode_pool import DecodePool, ImageContent
 from lorgnette.features.decode_process import DecodeProcess, DecodeProcessError
 from lorgnette.processing.image_processor import ImageProcessor
@@ -41,7 +41,7 @@ def draw(path: Path, width: int = 50, height: int = 40, seed: int = 0) -> ImageG
 def test_pixels_and_keys_are_those_of_a_thread(process: DecodeProcess, tmp_path: Path, name: str) -> None:
     grid, other = draw(tmp_path / name), draw(tmp_path / "other.png", seed=1)
     key, pixels = process.decode(grid, has_key=True)
-    assert key == hash_image(grid)
+    assert key == read_key(grid)
     assert pixels.shape == (56, 84, 3)
     assert np.array_equal(pixels, load_resized(grid.image.path, PROCESSOR.resize))
     key, pixels_of_other = process.decode(other, has_key=False)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from lorgnette.config import ProcessorSettings
 from lorgnette.errors import LorgnetteError
 from lorgnette.features import disk_cache
-from lorgnette.features.cache_folder import hash_image
+from lorgnette.features.cache_folder import read_key
 from lorgnette.features.disk_cache import (
     FeatureDiskCache,
     find_damaged,
@@ -257,11 +257,11 @@ def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
 
 def test_the_key_depends_on_file_content_and_grid(tmp_path: Path, image_files: list[Path]) -> None:
     (copy := tmp_path / "a.png").write_bytes(image_files[0].read_bytes())
-    image_key = hash_image(ImageGrid(Image(image_files[0]), 1, 4, 6, 2))
-    assert image_key == hash_image(ImageGrid(Image(copy), 1, 4, 6, 2))
-    assert image_key != hash_image(ImageGrid(Image(image_files[0]), 1, 6, 4, 2))
-    assert image_key != hash_image(ImageGrid(Image(image_files[1]), 1, 4, 6, 2))
-    assert all(hash_image(ImageGrid(Image(path), 1, 4, 6, 2)) is None for path in (tmp_path / "none.png", tmp_path))
+    image_key = read_key(ImageGrid(Image(image_files[0]), 1, 4, 6, 2))
+    assert image_key == read_key(ImageGrid(Image(copy), 1, 4, 6, 2))
+    assert image_key != read_key(ImageGrid(Image(image_files[0]), 1, 6, 4, 2))
+    assert image_key != read_key(ImageGrid(Image(image_files[1]), 1, 4, 6, 2))
+    assert all(read_key(ImageGrid(Image(path), 1, 4, 6, 2)) is None for path in (tmp_path / "none.png", tmp_path))
 
 
 def change_weight(tiny: Path, folder: Path, name: str) -> BaseCheckpoint:

@@ -22,7 +22,7 @@ from lorgnette.distributed import World
 from lorgnette.engine.loading import build_features
 from lorgnette.errors import LorgnetteError
 from lorgnette.features import decode_pool, disk_cache, image_features
-from lorgnette.features.cache_folder import count_images, hash_image
+from lorgnette.features.cache_folder import count_images, read_key
 from lorgnette.features.disk_cache import FeatureDiskCache, open_disk_cache, open_exchange
 from lorgnette.features.image_features import Features, FeatureStorage, HfVisionTower, LazyTower
 from lorgnette.models.base_checkpoint import BaseCheckpoint
@@ -602,7 +602,7 @@ def test_known_digests_change_no_feature_and_no_call_of_the_tower(
 
     digests = {grid.image.path: hashlib.sha256(grid.image.path.read_bytes()).digest() for grid in grids}
     hashed, results = list[Path](), []
-    monkeypatch.setattr(image_features, "hash_image", lambda grid: hashed.append(grid.image.path) or hash_image(grid))
+    monkeypatch.setattr(image_features, "read_key", lambda grid: hashed.append(grid.image.path) or read_key(grid))
     for folder, given in (("a", None), ("b", digests)):
         tower, cache, progress = RecordingTower(), open_cache(tmp_path / folder), list[int]()
         features = Features(tower, image_processor, is_live=False, disk_cache=cache)

@@ -20,7 +20,7 @@ _SET_FILES = ("index", "rows", "lock", "in_use")
 """In the order of their removal: rows without an index are ignored, and a folder without in_use is no set."""
 
 
-def hash_image(grid: ImageGrid) -> bytes | None:
+def read_key(grid: ImageGrid) -> bytes | None:
     """The key of an image: `build_key` of its file. None if the file cannot be read."""
     try:
         content = grid.image.path.read_bytes()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lorgnette.data import load_resized
 from lorgnette.errors import LorgnetteError
-from lorgnette.features.cache_folder import hash_image
+from lorgnette.features.cache_folder import read_key
 from lorgnette.features.decode_process import DecodeProcess
 from lorgnette.io.cores import count_cores
 from lorgnette.planning.limits import MAX_PATCHES_PER_CALL
@@ -92,13 +92,13 @@ class DecodePool:
         return iterate()
 
     def decode(self, grid: ImageGrid, *, has_key: bool) -> tuple[bytes | None, Pixels]:
-        """(`hash_image` if has_key, else None; the resized pixels), on a thread of `start`.
+        """(`read_key` if has_key, else None; the resized pixels), on a thread of `start`.
 
         Raises LorgnetteError for an image that cannot be decoded, DecodeProcessError for a process that has ended.
         """
         if self._uses_processes:
             return self._get_process().decode(grid, has_key=has_key)
-        key = hash_image(grid) if has_key else None
+        key = read_key(grid) if has_key else None
         return key, load_resized(grid.image.path, partial(self._image_processor.resize_to, grid))
 
     def close(self) -> None:

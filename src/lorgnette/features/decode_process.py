@@ -43,7 +43,7 @@ class DecodeProcess:
             self._send(asdict(image_processor))
 
     def decode(self, grid: ImageGrid, *, has_key: bool) -> tuple[bytes | None, UInt8[np.ndarray, "H W 3"]]:
-        """(`hash_image` if has_key, else None; the resized pixels). Blocks without Python's lock.
+        """(`read_key` if has_key, else None; the resized pixels). Blocks without Python's lock.
 
         Raises LorgnetteError for an image that cannot be decoded, DecodeProcessError if the process has ended.
         """

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from lorgnette.data import images
 from lorgnette.errors import LorgnetteError
-from lorgnette.features.cache_folder import hash_image
+from lorgnette.features.cache_folder import read_key
 from lorgnette.processing.image_processor import ImageProcessor
 from lorgnette.types import Image, ImageGrid
 
@@ -53,7 +53,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
         request = json.loads(line)
         grid = ImageGrid(Image(Path(request["image"])), *(request[name] for name in ("t", "h", "w", "merge")))
         try:
-            key = hash_image(grid) if request["has_key"] else None
+            key = read_key(grid) if request["has_key"] else None
             pixels = images.load_resized(grid.image.path, partial(processor.resize_to, grid))
         except LorgnetteError as error:
             write_line(answers, {"error": [error.message, error.where, error.hint]})

@@ -2,7 +2,7 @@
 
     ~/.cache/lorgnette/features/SET/     one set per tower, processing, dtype and kind of device
         rows     features, row after row, as in memory: the merger's output and every level of deepstack
-        index    56 bytes per image: key (`hash_image`) · first row · number of rows · crc32 of the rows ·
+        index    56 bytes per image: key (`read_key`) · first row · number of rows · crc32 of the rows ·
                  number of entries that were written with it and follow · crc32 of these
         lock     locked while appending          in_use   locked, shared, by every process that has the set open
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from lorgnette.device import PINNED_PIECE_BYTES
 from lorgnette.distributed import World
 from lorgnette.errors import LorgnetteError
-from lorgnette.features.cache_folder import build_key, hash_image
+from lorgnette.features.cache_folder import build_key, read_key
 from lorgnette.features.decode_pool import DecodePool, ImageContent, Pixels, split_into_groups
 from lorgnette.features.decode_process import DecodeProcessError
 from lorgnette.features.disk_cache import FeatureDiskCache, StoredFeatures, find_damaged, read_all_into
@@ -255,11 +255,12 @@ def _split_into_blocks(stored: Mapping[ImageGrid, StoredFeatures]) -> Iterator[l
         yield block
 
 
-class _StartedImages(NamedTuple):
-    """What `Features.start_decoding` found on the disk, and the groups of the other images, which are being loaded."""
+class _PendingImages(NamedTuple):
+    """The images of the next `Features.prepare`. stored: those on the disk that are read in blocks; groups: the others,
+    which threads load."""
 
     stored: Mapping[ImageGrid, StoredFeatures]
-    loading: Iterator[dict[ImageGrid, ImageContent]]
+    groups: Iterator[dict[ImageGrid, ImageContent]]
 
 
 class Features:
@@ -284,7 +285,7 @@ class Features:
         self._reads_blocks = is_cuda = tower.device.type == "cuda"  # without CUDA features stay mapped from the file
         self._write_stream = torch.cuda.Stream(tower.device) if is_cuda else None  # type: ignore[no-untyped-call]
         self.decode_pool = DecodePool(image_processor)
-        self._started: _StartedImages | None = None
+        self._pending: _PendingImages | None = None
         self._pixels: dict[ImageGrid, Pixels] = {}
         self._storage = FeatureStorage(tower.device, tower.dtype)
         self._keys: dict[ImageGrid, bytes] = {}
@@ -317,7 +318,7 @@ class Features:
         """
         images = self._select_share(grids, world)
         stored = self._find_stored(images, digests) if digests and world.size == 1 else {}
-        self._started = _StartedImages(stored, self._start_decoding(images, world.local_size, stored))
+        self._pending = _PendingImages(stored, self._start_decoding(images, world.local_size, stored))
 
     def prepare(
         self,
@@ -416,9 +417,10 @@ class Features:
         disk_cache, stored = self._disk_cache, dict[ImageGrid, StoredFeatures]()
         if self._reads_blocks and disk_cache is not None and not disk_cache.is_empty:
             for grid in images:
-                digest = digests.get(grid.image.path)
-                place = digest and grid not in self and disk_cache.locate(build_key(grid, digest))
-                if place and place.num_rows == grid.num_tokens:
+                if grid in self or (digest := digests.get(grid.image.path)) is None:
+                    continue
+                place = disk_cache.locate(build_key(grid, digest))
+                if place is not None and place.num_rows == grid.num_tokens:
                     stored[grid] = place
         return stored
 
@@ -436,14 +438,14 @@ class Features:
     ) -> dict[ImageGrid, LorgnetteError]:
         """Decode and encode these images; those that cannot be decoded, with the errors."""
         errors: dict[ImageGrid, LorgnetteError] = {}
-        started, self._started = self._started, None
-        if started is None:
-            started = _StartedImages({}, self._start_decoding(grids, world.local_size))
-        damaged = self._add_stored(started.stored, on_progress)
+        pending, self._pending = self._pending, None
+        if pending is None:
+            pending = _PendingImages({}, self._start_decoding(grids, world.local_size))
+        damaged = self._add_stored(pending.stored, on_progress)
         is_shared = world.size > 1 and self._disk_cache is not None
 
         def load() -> Iterator[dict[ImageGrid, ImageContent]]:
-            yield from started.loading
+            yield from pending.groups
             yield from self._start_decoding(damaged, world.local_size)
 
         for group in load():
@@ -513,7 +515,7 @@ class Features:
         def load(grid: ImageGrid) -> ImageContent:
             key = None
             try:
-                if disk_cache is not None and not is_empty and (key := hash_image(grid)) is not None:
+                if disk_cache is not None and not is_empty and (key := read_key(grid)) is not None:
                     features = disk_cache.get(key)
                     if features is not None and len(features) == grid.num_tokens:
                         return ImageContent(key, features)
