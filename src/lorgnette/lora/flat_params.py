@@ -8,7 +8,7 @@ Each factor is a view into the vector under its PEFT name, so a saved adapter is
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from itertools import accumulate, chain, cycle, groupby
+from itertools import chain, groupby, islice
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,6 @@ from lorgnette.kernels.multi_tensor_copy import CopyOp, MultiTensorCopy
 from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
 from lorgnette.models.lora_linear import LoraFactors
 from lorgnette.models.networks import Decoder
-
-_MAX_DRAWS = 1 << 22
-"""Random numbers that `init_values` has in memory at a time, unless one layer needs more."""
 
 
 class FlatLoraParams:
@@ -106,32 +103,26 @@ class FlatLoraParams:
         torch may lose Python's lock to another thread.
         """
         values, generator = torch.zeros(shape.num_params), torch.Generator().manual_seed(seed)
-        num_layers, sizes = shape.text.num_layers, shape.factor_shapes()
-        starts = dict(zip(sizes, accumulate(map(math.prod, sizes.values()), initial=0), strict=False))
+        views, modules = _split_into_views(shape, values), shape.select_adapted(TARGET_MODULES)
 
-        # One row of draws for each layer: (A B discarded, A kept) for each module.
-        kept: list[tuple[int, int, int]] = []  # of each module: place in the row of draws, place in the layer, length
-        calls: list[tuple[int, float]] = []  # number of draws, bound
-        num_draws = 0
-        for inputs, targets in groupby(shape.select_adapted(TARGET_MODULES), shape.in_features):
-            first_draw = num_draws
-            for target in targets:
-                names = [shape.format_name(0, target, factor) for factor in "AB"]
-                length, length_b = (math.prod(sizes[name]) for name in names)
-                kept.append((num_draws + length + length_b, starts[names[0]], length))
-                num_draws += 2 * length + length_b
-            calls.append((num_draws - first_draw, 1 / math.sqrt(inputs)))
+        # The draws of one layer: for each module A and B, which are discarded, and A.
+        lengths = list[int]()
+        for module in modules:
+            a, b = (views[shape.format_name(0, module, factor)].numel() for factor in "AB")
+            lengths += [a + b, a]
+        draws = torch.empty(sum(lengths))
+        kept = torch.split(draws, lengths)[1::2]
 
-        # Some layers at a time, so that the discarded draws take little memory.
-        layers = values.view(num_layers, shape.num_params // num_layers)
-        num_rows = min(num_layers, max(1, _MAX_DRAWS // max(1, num_draws)))
-        draws = torch.empty(num_rows, num_draws)
-        pieces = torch.split(draws.view(-1), [count for count, _ in calls] * num_rows) if calls else ()
-        for rows in torch.split(layers, num_rows):
-            for piece, (_, bound) in zip(pieces[: len(rows) * len(calls)], cycle(calls)):
-                piece.uniform_(-bound, bound, generator=generator)
-            for place, start, length in kept:
-                rows[:, start : start + length] = draws[: len(rows), place : place + length]
+        # Those of neighbors with the same bound are one call.
+        groups = [(inputs, len(list(group))) for inputs, group in groupby(modules, shape.in_features)]
+        bounds, of_modules = [1 / math.sqrt(inputs) for inputs, _ in groups], iter(lengths)
+        calls = torch.split(draws, [sum(islice(of_modules, 2 * count)) for _, count in groups])
+        for layer in range(shape.text.num_layers):
+            for call, bound in zip(calls, bounds, strict=True):
+                call.uniform_(-bound, bound, generator=generator)
+            for module, a_values in zip(modules, kept, strict=True):
+                view = views[shape.format_name(layer, module, "A")]
+                view.copy_(a_values.view_as(view))
         return values
 
     def attach(self, decoder: Decoder) -> MultiTensorCopy:
