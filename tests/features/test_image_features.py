@@ -1,6 +1,7 @@
 """A frozen tower encodes each image once; an undecodable image is returned with its error."""
 
 import hashlib
+import os
 import shutil
 import tempfile
 import threading
@@ -559,6 +560,29 @@ def test_features_read_in_blocks_are_those_of_the_disk(
     assert torch.equal(storage.gather([grids[i] for i in whole]).cpu(), torch.cat([rows[i] for i in whole]))
     assert not any(grid in storage for grid in found)
     cache.close()
+
+
+@pytest.mark.parametrize("how", ["shorter", "deleted"])
+def test_features_whose_file_is_damaged_while_a_run_starts_are_made_again(
+    image_processor: ImageProcessor, grids: list[ImageGrid], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(image_features, "_BLOCK_BYTES", 1)  # an image each
+    first = Features(RecordingTower(), image_processor, is_live=False, disk_cache=open_cache(tmp_path))
+    first.prepare(grids)
+    first.close()
+    cache = open_cache(tmp_path)
+    features = Features(RecordingTower(), image_processor, is_live=False, disk_cache=cache)
+    features._reads_blocks, features._storage = True, FeatureStorage(CPU, torch.float32, 1 << 20)
+    if how == "deleted":
+        shutil.rmtree(tmp_path / "set")
+    digests = {grid.image.path: hashlib.sha256(grid.image.path.read_bytes()).digest() for grid in grids}
+    features.start_decoding(grids, digests=digests)
+    if how == "shorter":
+        os.truncate(tmp_path / "set" / "rows", 5)
+    assert features.prepare(grids) == {}
+    assert torch.equal(features.gather(grids), first.gather(grids))
+    assert (cache.num_damaged, features.num_cached) == ((len(grids), 0) if how == "shorter" else (0, len(grids)))
+    features.close()
 
 
 def test_the_number_of_images_does_not_change_the_number_of_calls(tmp_path: Path) -> None:

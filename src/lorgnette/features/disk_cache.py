@@ -129,7 +129,7 @@ class FeatureDiskCache:
 
     @property
     def num_damaged(self) -> int:
-        """Images whose features did not have their checksum when `get` read them."""
+        """Images whose features could not be read, or did not have their checksum."""
         return len(self._damaged)
 
     def refresh(self) -> None:
@@ -157,7 +157,8 @@ class FeatureDiskCache:
         return torch.frombuffer(self._map, dtype=self._dtype, count=count, offset=offset).view(rows, self._width)
 
     def locate(self, key: bytes) -> "StoredFeatures | None":
-        """Where the image's features are in the file; None if they were not stored at the last `refresh`.
+        """Where the image's features are in the file; None if they were not stored at the last `refresh`, or the file
+        cannot be opened any more.
 
         Their checksum is not looked at: another rank has just read or written them, or `find_damaged` does.
         """
@@ -165,7 +166,10 @@ class FeatureDiskCache:
         if not rows or self._map is None or (first + rows) * self._row_bytes > len(self._map):
             return None
         if self._rows_file is None:
-            self._rows_file = _OpenFile(self._folder / "rows")
+            try:
+                self._rows_file = _OpenFile(self._folder / "rows")
+            except OSError:  # somebody has deleted the folder
+                return None
         return StoredFeatures(self._rows_file, first * self._row_bytes, rows, self._width, self._row_bytes, key, crc)
 
     def forget(self, key: bytes) -> None:

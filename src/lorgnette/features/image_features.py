@@ -149,10 +149,10 @@ class FeatureStorage:
         """Read features from the disk and keep them. Returns the images whose features are damaged, which have none.
 
         They are read in blocks, in the order of the file: a few calls for all of them instead of some for each image,
-        because each call may wait for other threads to leave Python's lock. on_progress: as of `Features.prepare`.
-        Raises LorgnetteError if the file cannot be read.
+        because each call may wait for other threads to leave Python's lock. What cannot be read is damaged.
+        on_progress: as of `Features.prepare`.
         """
-        damaged = list[ImageGrid]()
+        damaged, unreadable = list[ImageGrid](), list[ImageGrid]()
         checks: deque[tuple[list[ImageGrid], Future[list[int]]]] = deque()
 
         def finish_check() -> None:
@@ -169,14 +169,18 @@ class FeatureStorage:
                 shape = sum(place.num_rows for place in places), places[0].width
                 host = torch.empty(shape, dtype=self._dtype, pin_memory=self._device.type == "cuda")
                 content = host.view(torch.uint8).numpy().reshape(-1)
-                read_all_into(places, content)
+                try:
+                    read_all_into(places, content)
+                except LorgnetteError:  # the file became shorter, or its disk is broken
+                    unreadable += grids
+                    continue
                 checks.append((grids, pool.submit(find_damaged, places, content)))
                 self._keep(grids, self._copy_to_share(host) if self._take_share(host.nbytes) else host)
             while checks:
                 finish_check()
         for grid in damaged:
             del self._features[grid]
-        return damaged
+        return damaged + unreadable
 
     def add_mapped(self, features: Mapping[ImageGrid, Float[Tensor, "_ C"]]) -> None:
         """Keep features that are mapped from disk; without CUDA they stay there."""
