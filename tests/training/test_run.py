@@ -2,12 +2,15 @@
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lorgnette.config import Settings
 from lorgnette.distributed import World
@@ -15,8 +18,10 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.inference.answers import AnswersInterrupted
 from lorgnette.report import run_log
 from lorgnette.report.run_dir import RunDir
+from lorgnette.training.callbacks import TrainingCallbacks
 from lorgnette.training.checkpoint import STATE_FILE, find_latest_checkpoint, load_checkpoint
 from lorgnette.training.run import _find_checkpoint, _select_device_and_dtype
+from lorgnette.training.setup import TrainingSetup, build_training
 from lorgnette.training.trainer import Trainer
 from lorgnette.verification.reference_sample import ReferenceSample
 from tests.ranks import run_ranks
@@ -102,6 +107,41 @@ def test_the_dtype_of_a_gpu_without_bfloat16_is_said(
     _, dtype = _select_device_and_dtype(Settings(), terminal, World())
     assert dtype == torch.float16
     assert "dtype      float16, with loss scaling: Tesla T4 has no bfloat16" in terminal_output.getvalue()
+
+
+@pytest.mark.parametrize("engine", ["reference", "fast"])
+def test_the_best_adapter_is_that_of_its_step(
+    prepare_run: PrepareRun, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    """Bit for bit, also if it is written when later steps have changed the weights."""
+    run = prepare_run(f"engine={engine}", "train.epochs=2", "train.eval_steps=1", "train.learning_rate=1e-2")
+    setups, copies, is_trained = list[TrainingSetup](), dict[int, dict[str, torch.Tensor]](), Event()
+
+    def build(*arguments: Any, **options: Any) -> TrainingSetup:
+        setup = build_training(*arguments, **options)
+        setups.append(setup)
+        return replace(setup, start_copy=start_copy)
+
+    def start_copy() -> Callable[[], Mapping[str, torch.Tensor]]:
+        wait = setups[0].start_copy()
+        return lambda: wait() if is_trained.wait(60) else {}
+
+    def evaluate(callbacks: TrainingCallbacks, step: int, _loss: float) -> float:
+        copies[step] = {name: values.clone() for name, values in setups[0].copy_adapter().items()}
+        if step == callbacks.get_total_steps():
+            is_trained.set()
+        return abs(step - 1)  # the best is step 1
+
+    monkeypatch.setattr("lorgnette.training.run.build_training", build)
+    monkeypatch.setattr(TrainingCallbacks, "on_evaluate", evaluate)
+    run.train()
+    last = max(copies)
+    assert last >= 3
+    for folder, step in ((run.run_dir.best, 1), (run.run_dir.adapter, last)):
+        saved = load_file(folder / "adapter_model.safetensors")
+        assert saved.keys() == copies[step].keys()
+        assert all(torch.equal(saved[name], values) for name, values in copies[step].items())
+        assert not any(torch.equal(saved[name], values) for name, values in copies[step - 1].items() if "B" in name)
 
 
 def test_trackers_finish_after_an_error(prepare_run: PrepareRun, monkeypatch: pytest.MonkeyPatch) -> None:
