@@ -1,5 +1,6 @@
 """Device and dtype are selected by name; memory is measured; work on a second stream keeps its memory."""
 
+import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +26,7 @@ from lorgnette.device import (
     select_device,
     select_dtype,
     split_array,
+    split_each_row,
 )
 from lorgnette.errors import LorgnetteError
 from tests.device_copies import copies_on_a_stream
@@ -112,6 +114,18 @@ def test_joined_arrays_are_split_again() -> None:
     views = split_array(torch.from_numpy(join_arrays(arrays)), map(len, arrays))
     assert [view.tolist() for view in views] == [array.tolist() for array in arrays]
     assert [view.storage_offset() for view in views] == [0, 4, 8, 8]
+
+
+@pytest.mark.parametrize("alignment", [1, 4])
+def test_rows_are_split_into_views(alignment: int) -> None:
+    sizes = [(2, 3), (5,), (1, 1, 4)]
+    starts = {1: (0, 6, 11), 4: (0, 8, 16)}[alignment]
+    matrix = torch.arange(60).view(3, 20).float()
+    rows = list(split_each_row(matrix, sizes, alignment))
+    for row, parts in zip(matrix, rows, strict=True):
+        for size, start, part in zip(sizes, starts, parts, strict=True):
+            assert torch.equal(part, row[start : start + math.prod(size)].view(size))
+            assert part.data_ptr() == row[start:].data_ptr()
 
 
 @pytest.mark.parametrize(("num_cores", "num_threads", "expected"), [(4, 4, 3), (2, 2, 1), (1, 1, 1), (16, 4, 4)])

@@ -2,6 +2,7 @@
 stream."""
 
 import gc
+import math
 import os
 import resource
 import sys
@@ -12,7 +13,7 @@ from weakref import WeakSet
 
 import numpy as np
 import torch
-from jaxtyping import Int32
+from jaxtyping import Float, Int32
 from torch import Tensor
 
 from lorgnette.errors import LorgnetteError
@@ -24,7 +25,8 @@ _graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 PINNED_PIECE_BYTES = 16 * 2**20
 """Of one piece of pinned memory for large copies. torch pins powers of two and keeps them by size, so all users take
 pieces of one size. To pin one while the GPU works takes 40 to 90 ms."""
-MAX_PINNED_SHARE = 16
+_MAX_PINNED_SHARE = 1 / 16
+"""Of the machine's memory."""
 _ALIGNMENT = 4
 """32-bit integers of 16 bytes: Triton compiles a kernel anew for a pointer that is no multiple of these."""
 
@@ -101,14 +103,14 @@ def _copy_in_pieces(source: Tensor, target: Tensor) -> None:
     pieces, outs = torch.split(source, length), torch.split(target, length)
     stream = torch.cuda.Stream(source.device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(source.device))
-    copied: list[torch.cuda.Event] = []
+    events: list[torch.cuda.Event] = []
     with torch.cuda.stream(stream):
         for i in range(len(pieces) + 1):
             if i < len(pieces):
                 buffers[i % 2][: len(pieces[i])].copy_(pieces[i], non_blocking=True)
-                copied.append(stream.record_event())
+                events.append(stream.record_event())
             if i > 0:
-                copied[i - 1].synchronize()
+                events[i - 1].synchronize()
                 outs[i - 1].copy_(buffers[(i - 1) % 2][: len(outs[i - 1])])
 
 
@@ -119,8 +121,8 @@ def allocate_pinned(lengths: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
 
 
 def may_pin(num_bytes: int) -> bool:
-    """Whether this much is at most a sixteenth of the machine's memory. torch keeps pinned memory until the end."""
-    return num_bytes <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MAX_PINNED_SHARE
+    """Whether this is little enough for the machine. torch keeps pinned memory until the end."""
+    return num_bytes <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * _MAX_PINNED_SHARE
 
 
 def join_arrays(arrays: Iterable[Int32[np.ndarray, " _"]]) -> Int32[np.ndarray, " n"]:
@@ -136,6 +138,21 @@ def split_array(joined: Int32[Tensor, " n"], lengths: Iterable[int]) -> list[Int
         views.append(joined[start : start + length])
         start += length + -length % _ALIGNMENT
     return views
+
+
+def split_each_row(
+    matrix: Float[Tensor, "L N"], sizes: Sequence[tuple[int, ...]], alignment: int = 1
+) -> Iterator[tuple[Tensor, ...]]:
+    """For each row its tensors of these sizes, one after the other, as views. alignment: each begins at a multiple.
+
+    A size is cut for all rows together: each call to torch may lose Python's lock to another thread.
+    """
+    columns, start = list[Sequence[Tensor]](), 0
+    for size in sizes:
+        length = math.prod(size)
+        columns.append(matrix[:, start : start + length].view(len(matrix), *size).unbind())
+        start += length + -length % alignment
+    return zip(*columns, strict=True)
 
 
 @contextmanager

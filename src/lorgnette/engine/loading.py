@@ -5,14 +5,13 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from types import MappingProxyType
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from lorgnette.config import TARGET_MODULES, TargetModule
+from lorgnette.device import split_each_row
 from lorgnette.distributed import World
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.disk_cache import FeatureDiskCache
@@ -163,10 +162,11 @@ def allocate_decoder(
     if not nf4_modules and shards is None:
         # All matrices in one piece: torch would round each up, and put some into larger pieces that nobody else can
         # use then.
-        parts = list[tuple[int, ...]]()
-        _allocate_layer(layer_class, shape, 0, partial(_record_size, parts), scratch, nf4_modules, None)
-        memory = scratch.new_empty(text.num_layers, sum(map(_count_values, parts)))
-        allocators = _split_memory(memory, parts)
+        matrices = list[tuple[int, ...]]()
+        _allocate_layer(layer_class, shape, 0, partial(_record_size, matrices), scratch, nf4_modules, None)
+        length = sum(-(-math.prod(size) // _ALIGNMENT) * _ALIGNMENT for size in matrices)
+        rows = split_each_row(scratch.new_empty(text.num_layers, length), matrices, _ALIGNMENT)
+        allocators = [partial(_take_tensor, iter(row)) for row in rows]
     layers = [
         _allocate_layer(layer_class, shape, i, allocate, scratch, nf4_modules, shards)
         for i, allocate in enumerate(allocators)
@@ -202,30 +202,11 @@ def _record_size(sizes: list[tuple[int, ...]], *size: int) -> Tensor:
     return torch.empty(size, device="meta")
 
 
-def _count_values(size: tuple[int, ...]) -> int:
-    return -(-math.prod(size) // _ALIGNMENT) * _ALIGNMENT
-
-
-def _split_memory(memory: Float[Tensor, "L N"], sizes: Sequence[tuple[int, ...]]) -> list[Callable[..., Tensor]]:
-    """For each layer a function that gives the parts of its row of memory, in the order of the sizes.
-
-    A size is cut for all layers together: each call to torch may lose Python's lock to a thread that loads kernels.
-    """
-    starts = accumulate(map(_count_values, sizes), initial=0)
-    columns = [
-        memory[:, start : start + math.prod(size)].view(len(memory), *size).unbind()
-        for start, size in zip(starts, sizes, strict=False)
-    ]
-
-    def build_allocator(parts: Iterator[Tensor]) -> Callable[..., Tensor]:
-        def allocate(*size: int) -> Tensor:
-            part = next(parts)
-            assert part.shape == size
-            return part
-
-        return allocate
-
-    return [build_allocator(iter(parts)) for parts in zip(*columns, strict=True)]
+def _take_tensor(tensors: Iterator[Tensor], *size: int) -> Tensor:
+    """The next of them, which has this size."""
+    tensor = next(tensors)
+    assert tensor.shape == size
+    return tensor
 
 
 def _split_weight(linear: LoraLinear, sizes: list[int]) -> Sequence[Destination]:

@@ -137,7 +137,10 @@ def open_for_training(
 
 
 def _pin_host_memory(adapter: FlatLoraParams, world: World) -> None:
-    """What the weights were read through, and more if the adapter is larger. Rank 0 alone copies the adapter."""
+    """Pin memory for copies of the adapter: what the weights were read through, and more if the adapter is larger.
+
+    Rank 0 alone copies the adapter.
+    """
     if world.is_main:
         adapter.pin_host_memory()
 

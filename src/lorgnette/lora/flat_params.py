@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lorgnette.config import TARGET_MODULES, TargetModule
-from lorgnette.device import PINNED_PIECE_BYTES, allocate_pinned, copy_to_host, may_pin
+from lorgnette.device import PINNED_PIECE_BYTES, allocate_pinned, copy_to_host, may_pin, split_each_row
 from lorgnette.distributed import allocate_flat_grad
 from lorgnette.kernels.multi_tensor_copy import CopyOp, MultiTensorCopy
 from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
@@ -176,13 +176,8 @@ def group_factors(shape: AdapterShape, max_length: int) -> list[dict[str, tuple[
 
 
 def _split_into_views(shape: AdapterShape, flat: Tensor) -> dict[str, Tensor]:
-    """The factors by name, in the order of the vector. One is cut for all layers together, in few calls to torch."""
+    """The factors by name, in the order of the vector."""
     sizes, num_layers = shape.factor_shapes(), shape.text.num_layers
-    names = list(sizes)
-    of_layer = names[: len(names) // num_layers]
-    layers, columns, start = flat.view(num_layers, len(flat) // num_layers), list[Sequence[Tensor]](), 0
-    for name in of_layer:
-        length = math.prod(sizes[name])
-        columns.append(layers[:, start : start + length].view(num_layers, *sizes[name]).unbind())
-        start += length
-    return dict(zip(names, chain.from_iterable(zip(*columns, strict=True)), strict=True))
+    layers = flat.view(num_layers, len(flat) // num_layers)
+    rows = split_each_row(layers, list(sizes.values())[: len(sizes) // num_layers])
+    return dict(zip(sizes, chain.from_iterable(rows), strict=True))
