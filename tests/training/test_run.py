@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from lorgnette.config import Settings
 from lorgnette.distributed import World
 from lorgnette.errors import LorgnetteError
+from lorgnette.features.image_features import Features
 from lorgnette.inference.answers import AnswersInterrupted
 from lorgnette.report import run_log
 from lorgnette.report.run_dir import RunDir
@@ -154,6 +155,25 @@ def test_trackers_finish_after_an_error(prepare_run: PrepareRun, monkeypatch: py
         run.train([tracker])
     assert tracker.calls == [("start", 1), "finish"]
     assert not run.run_dir.adapter.exists()
+
+
+def test_features_are_closed_after_an_error_in_the_checkpoint(
+    prepare_run: PrepareRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a notebook the error would keep their lock, and the processes that decode."""
+    run, closed = prepare_run("engine=fast"), list[Features]()
+    run.train()
+
+    def fail(*_: object) -> None:
+        raise LorgnetteError("checkpoint of other parameters", where="", hint="")
+
+    close = Features.close
+    monkeypatch.setattr(Features, "close", lambda features: closed.append(features) or close(features))
+    monkeypatch.setattr("lorgnette.training.run.restore_checkpoint", fail)
+    with pytest.raises(LorgnetteError, match="other parameters"):
+        run.train([tracker := Recorder()])
+    assert len(closed) == 1
+    assert tracker.calls == ["finish"]
 
 
 def test_an_interrupt_of_the_answers_names_the_command_for_the_rest(

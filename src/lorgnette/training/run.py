@@ -85,17 +85,17 @@ def run_training(
             settings, data, device, dtype, resume_from=checkpoint, step=step or 0, extra_grids=sample.grids,
             timer=timer, terminal=terminal, world=world,
         )  # fmt: skip
-        data = setup.data
-        held_out = data.held_out.conversations
-        model = _build_answering_model(setup, eval_processor, settings.adapter)
-        selects_best = get_best_model_metric(settings) is not None
-        metric = select_tracked_metric(settings)
-        samples = SampleLogger(
-            model, held_out, metric, sampling, selects_best=selects_best, world=world, shards=setup.engine.shards
-        )
-        trainer = _build_trainer(setup, settings, checkpoint, device, terminal, world)
-
         try:
+            data = setup.data
+            held_out = data.held_out.conversations
+            model = _build_answering_model(setup, eval_processor, settings.adapter)
+            selects_best = get_best_model_metric(settings) is not None
+            metric = select_tracked_metric(settings)
+            samples = SampleLogger(
+                model, held_out, metric, sampling, selects_best=selects_best, world=world, shards=setup.engine.shards
+            )
+            trainer = _build_trainer(setup, settings, checkpoint, device, terminal, world)
+
             _start_trackers(trackers, settings, terminal)
             run_dir.check_in_place()
             with _open_log(run_dir, step, world) as log, timer.attach_log(log), AsyncWriter() as writer:
