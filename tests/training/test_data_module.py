@@ -201,15 +201,15 @@ def test_rows_of_images_that_cannot_be_decoded_are_dropped(
 def test_image_digests_are_those_of_the_files(make_settings: Chosen, terminal) -> None:
     """Of the images of these rows: those of other rows have others."""
     training_data = TrainingData.load(make_settings(), terminal)
-    assert training_data.list_image_digests() == {}
+    assert training_data.map_image_digests() == {}
     hashes = training_data.hash_images()
-    digests = training_data.list_image_digests()
+    digests = training_data.map_image_digests()
     paths = {grid.image.path for grid in training_data.grids}
     assert digests == {path: hashlib.sha256(path.read_bytes()).digest() for path in paths}
     assert hashes == {str(path): digest.hex()[:16] for path, digest in digests.items()}
     left = training_data.drop_images(build_errors(training_data, 1), "skip", terminal)
-    assert left.list_image_digests() == {}
-    assert training_data.list_image_digests() == digests
+    assert left.map_image_digests() == {}
+    assert training_data.map_image_digests() == digests
 
 
 def test_a_row_in_both_parts_is_dropped_from_both(make_settings: Chosen, captions: Path, terminal) -> None:

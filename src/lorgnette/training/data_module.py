@@ -194,7 +194,7 @@ class TrainingData:
         self._digests[:] = bytes.fromhex("".join(hashes))
         return {str(path): value[:HASH_LENGTH] for path, value in zip(paths, hashes, strict=True)}
 
-    def list_image_digests(self) -> dict[Path, bytes]:
+    def map_image_digests(self) -> dict[Path, bytes]:
         """Image file → sha256, as `hash_images` found it; empty if it was not called."""
         digests = (bytes(self._digests[start : start + 32]) for start in range(0, len(self._digests), 32))
         return dict(zip(self._list_image_paths(), digests, strict=True)) if self._digests else {}

@@ -49,7 +49,7 @@ class FeatureStage:
 
     def start(self, features: Features) -> None:
         """Start decoding all images."""
-        if digests := self.data.list_image_digests():
+        if digests := self.data.map_image_digests():
             extra_paths = [grid.image.path for grid in self.extra_grids]
             digests |= {path: bytes.fromhex(compute_sha256(path)) for path in extra_paths}
         features.start_decoding(self.grids, self.world, digests)

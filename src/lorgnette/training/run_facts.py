@@ -141,7 +141,7 @@ def _describe_learning_rate(setting: float, records: Sequence[Record]) -> str:
 
 
 def _describe_images(data: TrainingData) -> str:
-    copies: Mapping[Path, object] = data.list_image_digests() or map_copies(grid.image.path for grid in data.grids)
+    copies: Mapping[Path, object] = data.map_image_digests() or map_copies(grid.image.path for grid in data.grids)
     num_images = len(set(copies.values()))
     return f"{num_images} distinct" + (f", in {len(copies)} files" if num_images < len(copies) else "")
 
