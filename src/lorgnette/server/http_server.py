@@ -178,12 +178,12 @@ class _Connection(H11Protocol):
         self._stop_read_timer()
 
     def _watch_reader(self, num_bytes: int | None = None) -> None:
-        """Close the connection if num_bytes were unread _READ_SECONDS ago and are still; else look again later."""
+        """Close the connection if num_bytes are unread as they were _READ_SECONDS ago; else look again after these."""
         unread = self.transport.get_write_buffer_size()
         if unread == num_bytes:
-            return self.transport.abort()
-        self._read_timer = self.loop.call_later(_READ_SECONDS, self._watch_reader, unread)
-        return None
+            self.transport.abort()
+        else:
+            self._read_timer = self.loop.call_later(_READ_SECONDS, self._watch_reader, unread)
 
     def _stop_read_timer(self) -> None:
         if self._read_timer is not None:
