@@ -153,6 +153,25 @@ def test_damaged_rows_are_not_returned_and_stored_again(
     assert reopened.num_damaged == 0
 
 
+@pytest.mark.parametrize("num_left", [0, 4, None])
+def test_rows_that_were_cut_off_are_stored_again(
+    open_cache: Callable[..., FeatureDiskCache], tmp_path: Path, num_left: int | None
+) -> None:
+    """num_left: whole rows that are left; None: the file is deleted."""
+    open_cache().append({key(i): rows(i) for i in range(4)})
+    path = tmp_path / "features" / "set" / "rows"
+    if num_left is None:
+        path.unlink()
+    else:
+        os.truncate(path, num_left * WIDTH * 2 + 1)
+    cache = open_cache()
+    num_kept = 1 if num_left else 0
+    assert [cache.get(key(i)) is not None for i in range(4)] == [i < num_kept for i in range(4)]
+    cache.append({key(i): rows(i) for i in range(4)})
+    reopened = open_cache()
+    assert all(torch.equal(reopened.get(key(i)), rows(i)) for i in range(4))
+
+
 def test_rows_over_the_place_of_lost_ones_are_not_taken_for_them(
     open_cache: Callable[..., FeatureDiskCache], tmp_path: Path
 ) -> None:

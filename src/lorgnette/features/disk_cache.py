@@ -201,6 +201,9 @@ class FeatureDiskCache:
         if path.exists() and path.stat().st_size:
             with open(path, "rb") as file:  # copy-on-write, because torch needs writable memory
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        # Rows are written before their entries: where there are none, the file was cut. `append` stores them again.
+        num_rows = len(self._map or b"") // self._row_bytes
+        self._index = {key: place for key, place in self._index.items() if place[0] + place[1] <= num_rows}
 
     def remove(self) -> None:
         """Delete a temporary set, once all have it open. Tensors returned by `get` stay valid."""
