@@ -1,5 +1,5 @@
-"""Selects device and dtype, copies arrays to the device, measures and releases memory, and runs work on a second CUDA
-stream."""
+"""Selects device and dtype, copies tensors, measures and releases memory, captures CUDA graphs, and runs work on a
+second CUDA stream."""
 
 import gc
 import math
@@ -115,8 +115,8 @@ def _copy_in_pieces(source: Tensor, target: Tensor) -> None:
 
 
 def allocate_pinned(lengths: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
-    """Pinned vectors. torch keeps pinned memory that nobody uses and gives it out again: for a length that fits into
-    PINNED_PIECE_BYTES it is mostly that of the reader of weights."""
+    """Pinned vectors. torch keeps pinned memory that nobody uses any more, and gives it out again: pieces of at most
+    PINNED_PIECE_BYTES mostly get what the reader of weights has left."""
     return [torch.empty(length, dtype=dtype, pin_memory=True) for length in lengths]
 
 

@@ -1,4 +1,4 @@
-"""How many cores a process may use. Imports little: the first moments of a command ask it."""
+"""How many cores a process may use. Imports little, because every command asks at its start."""
 
 import os
 from contextlib import suppress

@@ -51,7 +51,7 @@ def build_app(models: ModelSet, scheduler: Scheduler, encoder: PromptEncoder, se
         *build_page_routes(models, has_api_key=bool(settings.api_key)),
     ]
     app = Starlette(routes=routes, exception_handlers=_HANDLERS)
-    app.router.redirect_slashes = False  # behind a proxy with HTTPS it would send the key to an address without
+    app.router.redirect_slashes = False  # behind an HTTPS proxy it leads to http://, and would take the key there
     return Guard(app, settings)
 
 

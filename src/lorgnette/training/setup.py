@@ -121,12 +121,12 @@ def build_training(
     if fit.num_shards > 1:
         text = f"each of {fit.num_shards} GPUs holds a part of every layer, and gathers the one that computes"
         terminal.print(f"layers     {text}")
-    with ExitStack() as opened:  # closed after an error
+    with ExitStack() as on_error:
         if engine == "reference":
-            setup = _build_reference(settings, stage, device, dtype, resume_from, fit, opened)
+            setup = _build_reference(settings, stage, device, dtype, resume_from, fit, on_error)
         else:
-            setup = _build_fast(settings, stage, device, dtype, resume_from, step, fit, fit_memory, opened)
-        opened.pop_all()
+            setup = _build_fast(settings, stage, device, dtype, resume_from, step, fit, fit_memory, on_error)
+        on_error.pop_all()
         return setup
 
 
@@ -139,9 +139,9 @@ def _build_fast(
     step: int,
     fit: MemoryFit,
     fit_memory: Callable[[MemoryFit], MemoryFit],
-    opened: ExitStack,
+    on_error: ExitStack,
 ) -> TrainingSetup:
-    """opened: what the caller closes if this raises an error; in a notebook the error would keep it."""
+    """on_error: closes what this has opened if it raises an error, which in a notebook would keep it open."""
     data, sampler, timer, terminal, world = stage.data, stage.sampler, stage.timer, stage.terminal, stage.world
 
     # Pack the first steps: they determine the CUDA graphs to capture.
@@ -155,7 +155,7 @@ def _build_fast(
     image_processor = data.processor.image_processor
     disk_cache = _open_disk_cache(data.checkpoint, image_processor, device, dtype, world, terminal)
     features = loading.build_features(data.checkpoint, image_processor, device, dtype, disk_cache)
-    opened.callback(features.close)
+    on_error.callback(features.close)
     _, vision = parse_configs(data.checkpoint.load_hf_config())
     extra_tokens = sum(grid.num_tokens for grid in stage.extra_grids)
     features.limit_device_bytes(fit.feature_bytes + extra_tokens * vision.feature_width * dtype.itemsize)
@@ -174,7 +174,7 @@ def _build_fast(
     with timer("order", is_printed=False):
         if fit.keeps_tower:
             pipeline = stage.start_pipeline(features, step)
-            opened.callback(pipeline.close)
+            on_error.callback(pipeline.close)
         else:
             stage.start(features)
 
@@ -240,9 +240,9 @@ def _build_reference(
     dtype: torch.dtype,
     resume_from: Path | None,
     fit: MemoryFit,
-    opened: ExitStack,
+    on_error: ExitStack,
 ) -> TrainingSetup:
-    """opened: as of `_build_fast`."""
+    """on_error: as of `_build_fast`."""
     data, timer, world = stage.data, stage.timer, stage.world
     with timer("transformers"):
         from lorgnette.engine import peft_engine
@@ -261,7 +261,7 @@ def _build_reference(
     if world.size > 1 and not is_live and has_known_sizes(hf_config):
         exchange = open_exchange(parse_configs(hf_config)[1].feature_width, tower.dtype, world)
     features = Features(tower, data.processor.image_processor, is_live=is_live, disk_cache=exchange)
-    opened.callback(features.close)
+    on_error.callback(features.close)
     data = stage.run(features)
     with timer("adapter"):
         _synchronize(device)
