@@ -334,6 +334,39 @@ def test_ctrl_c_while_modules_are_imported_prints_one_line(module: str, tmp_path
     assert process.wait() in (130, -signal.SIGINT)  # Python's own for an interrupt within exec(); shells say 130
 
 
+_INTERRUPTED = """
+import os, signal
+import lorgnette.commands.check, lorgnette.cli
+def check(*_, **__):
+    try:
+        if {has_signal}: os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        pass
+    raise ValueError({text!r})
+lorgnette.commands.check.check = check
+lorgnette.cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("has_signal", "text", "is_stopped"),
+    [
+        (True, "a tuple:\n  KeyboardInterrupt: ", True),
+        (True, "defect", False),
+        (False, "KeyboardInterrupt: ", False),
+    ],
+)
+def test_ctrl_c_that_a_library_puts_into_its_own_error_prints_one_line(
+    has_signal: bool, text: str, is_stopped: bool, captions: Path
+) -> None:
+    """As pydantic does in its functions. A defect keeps its traceback."""
+    code = _INTERRUPTED.format(has_signal=has_signal, text=text)
+    done = run_python("-c", code, "check", captions.name, cwd=captions.parent)
+    assert done.returncode == (130 if is_stopped else 1)
+    assert (done.stderr == "stopped\n") is is_stopped
+    assert ("ValueError" in done.stderr) is not is_stopped
+
+
 def test_an_interrupt_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
     """As in a script's background job."""
     code = """

@@ -537,12 +537,7 @@ def main() -> None:
         except (SystemExit, KeyboardInterrupt) as exit_:
             if isinstance(exit_, SystemExit) and exit_.code != EXIT_INTERRUPTED:
                 raise
-            if not is_silent_rank():
-                Terminal(console).print("stopped")  # typer turns Ctrl-C into an exit without a message
-            status = 128 + (stop.number or signal.SIGINT)
-            if stop.is_repeated:
-                _end_at_once(status)
-            sys.exit(status)
+            _end_stopped(stop)
         except LorgnetteError as error:
             _print_error(str(error))
             sys.exit(error.exit_status)
@@ -554,6 +549,21 @@ def main() -> None:
             remedy = "check its path, its permissions and the disk"
             _print_error(f"{error.strerror} · {where} · {remedy}")
             sys.exit(1)
+        except Exception as error:
+            # pydantic's errors take the place of an interrupt in its functions, and name it in their text.
+            if stop.number is None or KeyboardInterrupt.__name__ not in str(error):
+                raise
+            _end_stopped(stop)
+
+
+def _end_stopped(stop: StopSignals) -> NoReturn:
+    """Say that a signal has stopped the command, and end it with the status for that."""
+    if not is_silent_rank():
+        Terminal(console).print("stopped")  # typer turns Ctrl-C into an exit without a message
+    status = 128 + (stop.number or signal.SIGINT)
+    if stop.is_repeated:
+        _end_at_once(status)
+    sys.exit(status)
 
 
 def _end_at_once(status: int) -> NoReturn:
