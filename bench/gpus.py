@@ -60,6 +60,8 @@ SMALL = {
     "data.holdout": 4, "predict.max_new_tokens": 4, "report_to": "none",
 }  # fmt: skip
 PEER_SAMPLES, PEER_STEPS = 64, 16
+NOTE = "made.json"
+"""Written into WORK by --make."""
 SECONDS = {
     "steps": (50, 90), "shards": (45, 75), "job": (60, 100), "coco": (70, 140), "small": (60, 110), "peer": (60, 90)
 }  # fmt: skip
@@ -69,7 +71,10 @@ OUTSIDE_BYTES = int(0.81 * GIB)
 
 
 class Bench:
-    """The folder of all parts, the numbers of GPUs, and whether models are tiny."""
+    """The folder of all parts, the number of GPUs, and whether models are tiny.
+
+    Each `measure_` method adds to `figures`, so that what it has measured before an error is kept. limit: seconds.
+    """
 
     def __init__(self, work: Path, num_gpus: int, parts: list[str], *, tiny: bool) -> None:
         self.work, self.num_gpus, self.parts, self.tiny = work, num_gpus, parts, tiny
@@ -304,11 +309,16 @@ def hold_all_but(free: int | None) -> None:
             _held.append(torch.empty(size, dtype=torch.uint8, device=f"cuda:{number}"))
 
 
+def describe_files(bench: Bench) -> str:
+    """For which parts the files of WORK are."""
+    return json.dumps([sorted(bench.parts), bench.tiny])
+
+
 def open_work(bench: Bench) -> None:
     """Make the files, or take those that --make has made for these parts."""
-    note, text = bench.work / "made.json", json.dumps([sorted(bench.parts), bench.tiny])
-    if note.exists() and note.read_text() == text:
-        note.unlink()  # once: the parts write beside them
+    note = bench.work / NOTE
+    if note.exists() and note.read_text() == describe_files(bench):
+        note.unlink()  # the parts write beside the files, so these serve once
         return
     shutil.rmtree(bench.work, ignore_errors=True)
     bench.work.mkdir(parents=True)
@@ -321,7 +331,7 @@ def measure_all(arguments: argparse.Namespace) -> None:
     results = ResultsFile(arguments.out, ["bench/gpus.py", *parts], name_device(), arguments.budget)
     open_work(bench)
     if arguments.make:
-        (bench.work / "made.json").write_text(json.dumps([sorted(parts), bench.tiny]))
+        (bench.work / NOTE).write_text(describe_files(bench))
         return
     todo: dict[str, Callable[[dict[str, Any], float], None]] = {
         "job": bench.measure_job, "coco": bench.measure_coco, "small": bench.measure_small, "peer": bench.measure_peer
