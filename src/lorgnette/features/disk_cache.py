@@ -160,7 +160,7 @@ class FeatureDiskCache:
         """Where the image's features are in the file; None if they were not stored at the last `refresh`, or the file
         cannot be opened any more.
 
-        Their checksum is not looked at: another rank has just read or written them, or `find_damaged` does.
+        Their checksum is not compared: another rank has just read or written them, or `find_damaged` does.
         """
         first, rows, crc = self._index.get(key, (0, 0, 0))
         if not rows or self._map is None or (first + rows) * self._row_bytes > len(self._map):
@@ -299,22 +299,23 @@ def read_all_into(places: Sequence[StoredFeatures], out: UInt8[np.ndarray, " B"]
 
     Neighbors in the file are read in one call.
     """
-    start, run = 0, places[0]
-    for place in [*places[1:], None]:
-        if place is not None and place.offset == run.offset + run.num_bytes:
-            run = run._replace(num_rows=run.num_rows + place.num_rows)
-            continue
+    runs = list[StoredFeatures]()
+    for place in places:
+        if runs and place.offset == runs[-1].offset + runs[-1].num_bytes:
+            runs[-1] = runs[-1]._replace(num_rows=runs[-1].num_rows + place.num_rows)
+        else:
+            runs.append(place)
+    start = 0
+    for run in runs:
         run.read_into(out[start : start + run.num_bytes])
         start += run.num_bytes
-        if place is not None:
-            run = place
 
 
 def find_damaged(places: Sequence[StoredFeatures], content: UInt8[np.ndarray, " B"]) -> list[int]:
     """Which of these features do not have their checksum. content: as `read_all_into` fills it.
 
-    Features of one size are looked at in one call, because each call that leaves Python's lock may wait long to have it
-    back. With many sizes `combine_crc32` would take longer than that.
+    Features of one size are checked in one call, because each call that leaves Python's lock may wait long to have it
+    back. With many sizes `combine_crc32` takes longer than that.
     """
     if len({place.num_rows for place in places}) == 1:
         crc = 0
@@ -322,8 +323,7 @@ def find_damaged(places: Sequence[StoredFeatures], content: UInt8[np.ndarray, " 
             crc = combine_crc32(crc, place.crc, place.num_bytes)
         if zlib.crc32(content.data) == crc:
             return []
-    ends = accumulate(place.num_bytes for place in places)
-    parts = (content[end - place.num_bytes : end] for place, end in zip(places, ends, strict=True))
+    parts = np.split(content, list(accumulate(place.num_bytes for place in places[:-1])))
     return [i for i, (place, part) in enumerate(zip(places, parts, strict=True)) if zlib.crc32(part.data) != place.crc]
 
 

@@ -44,7 +44,7 @@ _MAX_PENDING_WRITES = 8
 _BLOCK_BYTES = PINNED_PIECE_BYTES
 """Features that are read from the disk cache together."""
 _NUM_BLOCKS = 4
-"""Blocks in memory at a time, and threads that look at their checksums."""
+"""Blocks in memory at a time, and threads that check them."""
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
