@@ -182,6 +182,43 @@ def test_the_disk_cache_is_keyed_by_file_content_and_size(
         features.close()
 
 
+@pytest.mark.parametrize("has_others", [False, True])
+def test_features_of_a_file_that_changes_while_it_is_read_are_not_stored(
+    image_processor: ImageProcessor,
+    grids: list[ImageGrid],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    has_others: bool,
+) -> None:
+    """Otherwise the old file would have those of the new one in every later run. has_others: the set is not empty."""
+    path = tmp_path / "changes.png"
+    old, new = (grid.image.path.read_bytes() for grid in grids[:2])
+    path.write_bytes(old)
+    changing = replace(grids[0], image=Image(path))
+    if has_others:
+        first = Features(RecordingTower(), image_processor, is_live=False, disk_cache=open_cache(tmp_path / "cache"))
+        first.prepare(grids[2:])
+        first.close()
+    load = decode_pool.load_resized
+
+    def load_changed(*arguments: Any) -> Any:
+        path.write_bytes(new)
+        return load(*arguments)
+
+    results = []
+    for change in (True, False, False):
+        monkeypatch.setattr(decode_pool, "load_resized", load_changed if change else load)
+        path.write_bytes(old)
+        cache = open_cache(tmp_path / "cache")
+        features = Features(tower := RecordingTower(), image_processor, is_live=False, disk_cache=cache)
+        features.prepare([changing])
+        results.append((features.gather([changing]), len(tower.calls)))
+        features.close()
+    assert [num_calls for _, num_calls in results] == [1, 1, 0]
+    assert not torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[1][0], results[2][0])
+
+
 def test_a_lazy_tower_is_loaded_once_and_only_if_needed(
     image_processor: ImageProcessor, grids: list[ImageGrid]
 ) -> None:

@@ -29,6 +29,15 @@ def read_key(grid: ImageGrid) -> bytes | None:
     return build_key(grid, hashlib.sha256(content).digest())
 
 
+def read_file_version(path: Path) -> tuple[int, ...] | None:
+    """What differs once a file is written or replaced. None if there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
 def build_key(grid: ImageGrid, digest: bytes) -> bytes:
     """A hash of an image file's sha256 (32 bytes) and the size of its grid."""
     return hashlib.sha256(f"{grid.t} {grid.h} {grid.w} ".encode() + digest).digest()

@@ -28,7 +28,7 @@ from torch import Tensor
 from lorgnette.device import PINNED_PIECE_BYTES
 from lorgnette.distributed import World
 from lorgnette.errors import LorgnetteError
-from lorgnette.features.cache_folder import build_key, read_key
+from lorgnette.features.cache_folder import build_key, read_file_version, read_key
 from lorgnette.features.decode_pool import DecodePool, ImageContent, Pixels, split_into_groups
 from lorgnette.features.decode_process import DecodeProcessError
 from lorgnette.features.disk_cache import FeatureDiskCache, StoredFeatures, find_damaged, read_all_into
@@ -517,14 +517,16 @@ class Features:
         is_empty = disk_cache is None or disk_cache.is_empty
 
         def load(grid: ImageGrid) -> ImageContent:
-            key = None
+            key, version = None, read_file_version(grid.image.path)
             try:
                 if disk_cache is not None and not is_empty and (key := read_key(grid)) is not None:
                     features = disk_cache.get(key)
                     if features is not None and len(features) == grid.num_tokens:
                         return ImageContent(key, features)
                 new_key, pixels = pool.decode(grid, has_key=disk_cache is not None and is_empty)
-                return ImageContent(key or new_key, pixels)
+                # The pixels of a file that changes meanwhile may not be those of its key, and are not stored.
+                is_unchanged = read_file_version(grid.image.path) == version
+                return ImageContent((key or new_key) if is_unchanged else None, pixels)
             except DecodeProcessError:
                 raise
             except LorgnetteError as error:
