@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lorgnette.distributed import TAIL, World, allocate_flat_grad, has_world
+from lorgnette.distributed import TAIL, World, allocate_flat_grad, has_world, join_world
+from lorgnette.rank_status import RankStatus, allocate_table
 from tests.ranks import run_ranks
 
 
@@ -41,6 +42,22 @@ def test_a_world_is_of_several_processes() -> None:
     assert has_world({"WORLD_SIZE": "2"})
     assert not has_world({"WORLD_SIZE": "1"})
     assert not has_world({})
+
+
+def test_ranks_that_connect_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that is stopped meanwhile ends at once if the others wait, and after minutes if they seem to work."""
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    status, seen = RankStatus(1, allocate_table(2)), list[bool]()
+
+    def connect(*_: object, **__: object) -> None:
+        seen.append(bool(status.row["is_waiting"]))
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", connect)
+    monkeypatch.setattr(torch.distributed, "new_group", connect)
+    world = join_world("cpu", status)
+    assert (world.rank, world.status, seen) == (1, status, [True, True])
+    assert not status.row["is_waiting"]
 
 
 def test_gradients_are_one_vector_with_a_tail() -> None:

@@ -144,17 +144,18 @@ def join_world(device_type: str, status: RankStatus | None = None) -> World:
         return World(machine=socket.gethostname())
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
     device = torch.device("cuda", torch.cuda.current_device()) if device_type == "cuda" else None
-    try:
-        torch.distributed.init_process_group(backend, timeout=STEP_TIMEOUT, device_id=device)
-        host_group = torch.distributed.new_group(backend="gloo", timeout=PHASE_TIMEOUT)
-    except (RuntimeError, ValueError) as error:
-        where = f"rank {os.environ.get('RANK')} on {socket.gethostname()}"
-        hint = "start all processes with torchrun, or with gpus=N"
-        raise LorgnetteError(f"the ranks do not find each other: {error}", where=where, hint=hint) from error
     rank, size, local_rank, local_size = (
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     )
     status = status or RankStatus(rank, allocate_table(size))
+    try:
+        with status.waiting():  # a rank that is stopped now must not wait for those that connect with it
+            torch.distributed.init_process_group(backend, timeout=STEP_TIMEOUT, device_id=device)
+            host_group = torch.distributed.new_group(backend="gloo", timeout=PHASE_TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        where = f"rank {rank} on {socket.gethostname()}"
+        hint = "start all processes with torchrun, or with gpus=N"
+        raise LorgnetteError(f"the ranks do not find each other: {error}", where=where, hint=hint) from error
     return World(rank, size, local_rank, local_size, socket.gethostname(), host_group, status)
 
 
