@@ -1,5 +1,5 @@
-"""Faster start: torch's libraries, CUDA and Triton on threads, kept bytecode, no garbage collection while torch is
-imported, and frequent switches between threads. Also when the command was started, and how torch's threads wait.
+"""Faster start: torch's libraries, CUDA and Triton on threads, kept bytecode, and no garbage collection while torch is
+imported. Also when the command was started, and how torch's threads wait.
 
 Imports no torch.
 """
