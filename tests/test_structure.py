@@ -127,6 +127,17 @@ def test_no_test_on_a_gpu_changes_its_capability() -> None:
     assert not {test: text for test, text in marks.items() if re.search("cuda|gpu", text, re.IGNORECASE)}
 
 
+def test_no_test_changes_the_clock_of_all_threads() -> None:
+    """A server that other tests share waits for hours in its loop, if it looks at such a clock. A module's name for
+    `time` can be replaced."""
+    pattern = re.compile(r'setattr\(\s*(?:(?:\w+\.)*time,\s*"|"time\.)')
+    assert pattern.search('monkeypatch.setattr(module.time, "monotonic", clock)')
+    assert pattern.search('setattr("time.time", clock)')
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")}
+    del texts[Path(__file__).name]
+    assert not [name for name, text in texts.items() if pattern.search(text)]
+
+
 def find_unquoted_commands(module: ast.Module) -> list[str]:
     """f-strings with a command of lorgnette and a value in it that is not quoted for a shell."""
     found = []

@@ -4,7 +4,7 @@ import io
 import json
 import math
 import threading
-import time
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -74,7 +74,7 @@ def test_a_count_is_shown_without_a_thread(monkeypatch: pytest.MonkeyPatch, tota
         advance(5)
         assert not output.getvalue()  # work of less than a second shows nothing
         monkeypatch.setattr(console, "UPDATE_SECONDS", 0.0)
-        monkeypatch.setattr(time, "monotonic", lambda: math.inf)
+        monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: math.inf))
         advance(12_340)
         assert shown in output.getvalue()
         assert threading.active_count() == threads

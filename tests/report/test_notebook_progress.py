@@ -25,7 +25,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     module.display = show  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "IPython.display", module)
     clock = iter(range(10**6))
-    monkeypatch.setattr(notebook_progress.time, "monotonic", lambda: 0.1 * next(clock))
+    monkeypatch.setattr(notebook_progress, "time", SimpleNamespace(monotonic=lambda: 0.1 * next(clock)))
     return lines
 
 

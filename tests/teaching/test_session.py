@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import PIL.Image
@@ -1062,7 +1063,8 @@ def test_a_state_is_sent_at_once(tmp_path: Path) -> None:
 
 def test_a_clock_that_jumps_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = itertools.count(2_000_000_000, -1000)
-    monkeypatch.setattr(time, "time", lambda: float(next(times)))
+    clock = SimpleNamespace(time=lambda: float(next(times)), monotonic=time.monotonic)
+    monkeypatch.setattr("lorgnette.teaching.session.time", clock)
     with open_run(tmp_path, 20) as run:
         names = answer_slowly(run, 9)
     with open_run(tmp_path, 20) as again:

@@ -1,6 +1,7 @@
 """The learning-rate schedule of a pretraining run, and the command that repeats it."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from demo_model.schedule import RESERVED_SECONDS, PretrainSettings, Progress
@@ -23,7 +24,8 @@ def test_the_learning_rate_warms_up_then_falls_to_0() -> None:
 
 def test_without_steps_progress_follows_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     progress = Progress(PretrainSettings(Path("x"), minutes=2), started_at=100.0)
-    monkeypatch.setattr("time.monotonic", lambda: 100.0 + (120 - RESERVED_SECONDS) / 2)
+    clock = SimpleNamespace(monotonic=lambda: 100.0 + (120 - RESERVED_SECONDS) / 2)
+    monkeypatch.setattr("demo_model.schedule.time", clock)
     assert progress.fraction_done == pytest.approx(0.5)
 
 
