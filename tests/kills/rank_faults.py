@@ -287,6 +287,10 @@ if __name__ == "__main__":
         folder = arguments.folder.resolve() / name
         results[name] = try_fault(folder, name, arguments.ranks, resume=arguments.resume)
     if bad := [name for name, result in results.items() if result.left or result.resumes is False]:
+        for name in bad:
+            for output in ("output.txt", "resumed.txt"):
+                if (path := arguments.folder.resolve() / name / output).exists():
+                    sys.stderr.write(f"{name}/{output}, its last lines:\n{path.read_text()[-4000:]}\n")
         sys.exit(f"processes are left, or the run cannot be resumed: {', '.join(bad)}")
     for name, result in results.items():  # one message says what ended a run that failed
         if result.status == 1 and sum(line.startswith("lorgnette: ") for line in result.printed) != 1:
