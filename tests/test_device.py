@@ -244,7 +244,7 @@ def test_a_copy_in_pieces_is_equal(length: int, is_late: bool, monkeypatch: pyte
 def test_one_buffer_would_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second piece would be there before the first is read."""
     monkeypatch.setattr(device_module, "PINNED_PIECE_BYTES", 16)
-    monkeypatch.setattr(device_module, "allocate_pinned", lambda lengths, dtype: [torch.empty(4)] * 2)
+    monkeypatch.setattr(device_module, "allocate_pinned_memory", lambda lengths, dtype: [torch.empty(4)] * 2)
     tensor = torch.arange(8, dtype=torch.float32)
     with copies_on_a_stream(is_late=False):
         assert not torch.equal(copy_to_host(tensor), tensor)

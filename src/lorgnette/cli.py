@@ -537,7 +537,7 @@ def main() -> None:
         except (SystemExit, KeyboardInterrupt) as exit_:
             if isinstance(exit_, SystemExit) and exit_.code != EXIT_INTERRUPTED:
                 raise
-            _end_stopped(stop)
+            _end_command(stop)
         except LorgnetteError as error:
             _print_error(str(error))
             sys.exit(error.exit_status)
@@ -553,10 +553,10 @@ def main() -> None:
             # pydantic's errors take the place of an interrupt in its functions, and name it in their text.
             if stop.number is None or KeyboardInterrupt.__name__ not in str(error):
                 raise
-            _end_stopped(stop)
+            _end_command(stop)
 
 
-def _end_stopped(stop: StopSignals) -> NoReturn:
+def _end_command(stop: StopSignals) -> NoReturn:
     """Say that a signal has stopped the command, and end it with the status for that."""
     if not is_silent_rank():
         Terminal(console).print("stopped")  # typer turns Ctrl-C into an exit without a message

@@ -99,7 +99,7 @@ def copy_to_host(tensor: Tensor) -> Tensor:
 def _copy_in_pieces(source: Tensor, target: Tensor) -> None:
     """From a vector on the device: it writes into one piece of pinned memory while the CPU reads another."""
     length = PINNED_PIECE_BYTES // source.itemsize
-    buffers = allocate_pinned([length] * 2, source.dtype)
+    buffers = allocate_pinned_memory([length] * 2, source.dtype)
     pieces, outs = torch.split(source, length), torch.split(target, length)
     stream = torch.cuda.Stream(source.device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(source.device))
@@ -114,7 +114,7 @@ def _copy_in_pieces(source: Tensor, target: Tensor) -> None:
                 outs[i - 1].copy_(buffers[(i - 1) % 2][: len(outs[i - 1])])
 
 
-def allocate_pinned(lengths: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
+def allocate_pinned_memory(lengths: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
     """Pinned vectors. torch keeps pinned memory that nobody uses any more, and gives it out again: pieces of at most
     PINNED_PIECE_BYTES mostly get what the reader of weights has left."""
     return [torch.empty(length, dtype=dtype, pin_memory=True) for length in lengths]

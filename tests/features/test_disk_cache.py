@@ -22,7 +22,7 @@ from lorgnette.features import disk_cache
 from lorgnette.features.cache_folder import read_key
 from lorgnette.features.disk_cache import (
     FeatureDiskCache,
-    find_damaged,
+    find_damage,
     hash_tower,
     open_disk_cache,
     read_all_into,
@@ -367,13 +367,13 @@ def test_features_read_together_are_checked_one_by_one_where_they_are_damaged(
     assert torch.equal(torch.from_numpy(content).view(torch.bfloat16).view(-1, WIDTH), torch.cat([*map(rows, order)]))
     crc32 = zlib.crc32
     monkeypatch.setattr(zlib, "crc32", lambda data: lengths.append(len(data)) or crc32(data))
-    assert find_damaged(places, content) == []
+    assert find_damage(places, content) == []
     assert lengths == ([content.size] if order[0] == 10 else [place.num_bytes for place in places])
     starts = np.cumsum([0, *(place.num_bytes for place in places)])
     for number, byte in ((0, starts[0]), (2, starts[3] - 1), (7, starts[7])):
         damaged = content.copy()
         damaged[byte] ^= 1
-        assert find_damaged(places, damaged) == [number]
+        assert find_damage(places, damaged) == [number]
     cache.forget(key(1))
     cache.forget(key(1))
     assert cache.num_damaged == 1

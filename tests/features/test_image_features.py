@@ -590,7 +590,7 @@ def test_features_read_in_blocks_are_those_of_the_disk(
             file.seek(places[grids[i]].offset + 5)
             file.write(b"?")
     storage, progress = FeatureStorage(torch.device(device), torch.float32, share_bytes), list[int]()
-    found = storage.add_stored(places, on_progress=progress.append)
+    found = storage.add_from_disk(places, on_progress=progress.append)
     assert sorted(found, key=grids.index) == sorted((grids[i] for i in set(damaged) & set(wanted)), key=grids.index)
     assert sum(progress) == len(wanted) - len(found)
     whole = [i for i in reversed(wanted) if grids[i] not in found]
@@ -633,7 +633,7 @@ def test_the_number_of_images_does_not_change_the_number_of_calls(tmp_path: Path
         places = {grids[i]: cache.locate(bytes([i] * 32)) for i in range(count)}
         storage = FeatureStorage(CPU, torch.float32, 1 << 20)
         with CallCounter() as counter:
-            storage.add_stored(places)
+            storage.add_from_disk(places)
         counts.append(counter.count)
     assert counts[0] == counts[1] > 0
     cache.close()
@@ -689,7 +689,7 @@ def test_features_of_another_file_are_not_taken(
     features = Features(RecordingTower(), image_processor, is_live=False, disk_cache=open_cache(tmp_path))
     features._reads_blocks = True
     digests = {grid.image.path: hashlib.sha256(b"other").digest() for grid in grids}
-    assert features._find_stored(grids, digests) == {}
+    assert features._find_on_disk(grids, digests) == {}
     own = {grid.image.path: hashlib.sha256(grid.image.path.read_bytes()).digest() for grid in grids}
-    assert list(features._find_stored(grids, own)) == grids
+    assert list(features._find_on_disk(grids, own)) == grids
     features.close()

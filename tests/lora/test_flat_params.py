@@ -85,7 +85,7 @@ def test_a_started_copy_is_equal_and_needs_the_wait(
 @pytest.mark.parametrize("kind", ["cpu", "little memory"])
 def test_otherwise_a_copy_is_made_at_once(shape: AdapterShape, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU, and where pinned memory would be too much for the machine."""
-    monkeypatch.setattr(flat_params, "allocate_pinned", None)
+    monkeypatch.setattr(flat_params, "allocate_pinned_memory", None)
     monkeypatch.setattr(flat_params, "may_pin", lambda num_bytes: False)
     flat = FlatLoraParams(shape, CPU)
     flat.copy_from(torch.ones_like(flat.values))

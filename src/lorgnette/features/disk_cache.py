@@ -160,7 +160,7 @@ class FeatureDiskCache:
         """Where the image's features are in the file; None if they were not stored at the last `refresh`, or the file
         cannot be opened any more.
 
-        Their checksum is not compared: another rank has just read or written them, or `find_damaged` does.
+        Their checksum is not compared: another rank has just read or written them, or `find_damage` does.
         """
         first, rows, crc = self._index.get(key, (0, 0, 0))
         if not rows or self._map is None or (first + rows) * self._row_bytes > len(self._map):
@@ -311,7 +311,7 @@ def read_all_into(places: Sequence[StoredFeatures], out: UInt8[np.ndarray, " B"]
         start += run.num_bytes
 
 
-def find_damaged(places: Sequence[StoredFeatures], content: UInt8[np.ndarray, " B"]) -> list[int]:
+def find_damage(places: Sequence[StoredFeatures], content: UInt8[np.ndarray, " B"]) -> list[int]:
     """Which of these features do not have their checksum. content: as `read_all_into` fills it.
 
     Features of one size are checked in one call, because each call that leaves Python's lock may wait long to have it

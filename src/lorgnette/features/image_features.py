@@ -31,7 +31,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.features.cache_folder import build_key, read_file_version, read_key
 from lorgnette.features.decode_pool import DecodePool, ImageContent, Pixels, split_into_groups
 from lorgnette.features.decode_process import DecodeProcessError
-from lorgnette.features.disk_cache import FeatureDiskCache, StoredFeatures, find_damaged, read_all_into
+from lorgnette.features.disk_cache import FeatureDiskCache, StoredFeatures, find_damage, read_all_into
 from lorgnette.features.patchify import Patchifier
 from lorgnette.planning.limits import FEATURE_MEMORY_FRACTION, MAX_PATCHES_PER_CALL
 from lorgnette.processing.image_processor import ImageProcessor
@@ -143,7 +143,7 @@ class FeatureStorage:
         self._keep(grids, features)
         return features
 
-    def add_stored(
+    def add_from_disk(
         self, stored: Mapping[ImageGrid, StoredFeatures], *, on_progress: Callable[[int], None] = lambda count: None
     ) -> list[ImageGrid]:
         """Read features from the disk and keep them. Returns the images whose features are damaged, which have none.
@@ -174,7 +174,7 @@ class FeatureStorage:
                 except LorgnetteError:  # the file became shorter, or its disk is broken
                     unreadable += grids
                     continue
-                checks.append((grids, pool.submit(find_damaged, places, content)))
+                checks.append((grids, pool.submit(find_damage, places, content)))
                 self._keep(grids, self._copy_to_share(host) if self._take_share(host.nbytes) else host)
             while checks:
                 finish_check()
@@ -321,7 +321,7 @@ class Features:
         their features on the disk.
         """
         images = self._select_share(grids, world)
-        stored = self._find_stored(images, digests) if digests and world.size == 1 else {}
+        stored = self._find_on_disk(images, digests) if digests and world.size == 1 else {}
         self._pending = _PendingImages(stored, self._start_decoding(images, world.local_size, stored))
 
     def prepare(
@@ -414,7 +414,7 @@ class Features:
         shares = split_between_ranks([grid.h * grid.w for grid in images], world.local_size)
         return [images[i] for i in shares[world.local_rank]]
 
-    def _find_stored(
+    def _find_on_disk(
         self, images: Iterable[ImageGrid], digests: Mapping[Path, bytes]
     ) -> dict[ImageGrid, StoredFeatures]:
         """The new images whose features are on the disk and are read in blocks."""
@@ -445,7 +445,7 @@ class Features:
         pending, self._pending = self._pending, None
         if pending is None:
             pending = _PendingImages({}, self._start_decoding(grids, world.local_size))
-        damaged = self._add_stored(pending.stored, on_progress)
+        damaged = self._add_from_disk(pending.stored, on_progress)
         is_shared = world.size > 1 and self._disk_cache is not None
 
         def load() -> Iterator[dict[ImageGrid, ImageContent]]:
@@ -457,11 +457,11 @@ class Features:
             on_progress(len(group))
         return errors
 
-    def _add_stored(
+    def _add_from_disk(
         self, stored: Mapping[ImageGrid, StoredFeatures], on_progress: Callable[[int], None]
     ) -> list[ImageGrid]:
         """Read these features. Returns the images whose features are damaged."""
-        damaged = self._storage.add_stored(stored, on_progress=on_progress)
+        damaged = self._storage.add_from_disk(stored, on_progress=on_progress)
         self.num_cached += len(stored) - len(damaged)
         if self._disk_cache is not None:
             for grid in damaged:

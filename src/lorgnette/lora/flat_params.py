@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lorgnette.config import TARGET_MODULES, TargetModule
-from lorgnette.device import PINNED_PIECE_BYTES, allocate_pinned, copy_to_host, may_pin, split_each_row
+from lorgnette.device import PINNED_PIECE_BYTES, allocate_pinned_memory, copy_to_host, may_pin, split_each_row
 from lorgnette.distributed import allocate_flat_grad
 from lorgnette.kernels.multi_tensor_copy import CopyOp, MultiTensorCopy
 from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
@@ -67,7 +67,7 @@ class FlatLoraParams:
             copy = self.copy_to_cpu()
             return lambda: copy
         groups = self._group_factors()
-        pieces = self._allocate_pinned(groups)
+        pieces = self._allocate_pieces(groups)
         for piece, values in zip(pieces, torch.split(self.values.detach(), list(map(len, pieces))), strict=True):
             piece.copy_(values, non_blocking=True)
         done = torch.cuda.current_stream(self.values.device).record_event()
@@ -85,14 +85,14 @@ class FlatLoraParams:
     def pin_host_memory(self) -> None:
         """Let torch pin what `start_copy` takes, before the GPU works. Does nothing on a CPU."""
         if self.values.is_cuda and may_pin(self.values.nbytes):
-            self._allocate_pinned(self._group_factors())
+            self._allocate_pieces(self._group_factors())
 
     def _group_factors(self) -> list[dict[str, tuple[int, int]]]:
         return group_factors(self.shape, PINNED_PIECE_BYTES // self.values.itemsize)
 
-    def _allocate_pinned(self, groups: Sequence[Mapping[str, tuple[int, int]]]) -> list[Tensor]:
+    def _allocate_pieces(self, groups: Sequence[Mapping[str, tuple[int, int]]]) -> list[Tensor]:
         """A vector for each group of factors."""
-        return allocate_pinned([sum(map(math.prod, sizes.values())) for sizes in groups], self.values.dtype)
+        return allocate_pinned_memory([sum(map(math.prod, sizes.values())) for sizes in groups], self.values.dtype)
 
     @staticmethod
     def init_values(shape: AdapterShape, seed: int) -> Tensor:
